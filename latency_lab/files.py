@@ -1,0 +1,123 @@
+"""Files that are never left half written, and JSON that says where it is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latency_lab.errors import FileFormatError
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes to a temporary file beside `path`, then renames it: readers see the old file or the whole new one."""
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileFormatError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, data: Any, *, indent: int | None = 1) -> None:
+    """`data` as JSON, written whole or not at all."""
+    write_bytes(path, (json.dumps(data, indent=indent, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON in a file.
+
+    Args:
+        path: of the file.
+        what: it should hold, for messages: "a device profile".
+
+    Raises:
+        FileFormatError: the file is missing or holds no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileFormatError(f"Cannot read {what} from {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise FileFormatError(f"Cannot read {what} from {path}: not JSON: {error}.") from error
+
+
+def check(data: Any, schema: Mapping[str, Any], path: str = "$") -> None:
+    """Checks JSON values against the part of JSON Schema that this project's schemas use.
+
+    Known words: type, enum, required, properties, additionalProperties, items, prefixItems, minItems, maxItems, minimum.
+
+    Raises:
+        FileFormatError: with the path to the first value that does not fit, what was expected, what is there.
+
+    Source: JSON Schema, draft 2020-12.
+    """
+    types = schema.get("type")
+    if types is not None and not any(_is(data, name) for name in ([types] if isinstance(types, str) else types)):
+        wanted = types if isinstance(types, str) else " or ".join(types)
+        raise FileFormatError(f"Expected {wanted}, got {_type_name(data)} - at {path}")
+    if "enum" in schema and data not in schema["enum"]:
+        raise FileFormatError(f"Expected one of {schema['enum']}, got {data!r} - at {path}")
+    if "minimum" in schema and isinstance(data, (int, float)) and data < schema["minimum"]:
+        raise FileFormatError(f"Expected at least {schema['minimum']}, got {data!r} - at {path}")
+    if isinstance(data, dict):
+        _check_object(data, schema, path)
+    if isinstance(data, list):
+        _check_array(data, schema, path)
+
+
+def _check_object(data: dict[str, Any], schema: Mapping[str, Any], path: str) -> None:
+    for name in schema.get("required", ()):
+        if name not in data:
+            raise FileFormatError(f"Expected a value {name!r}, found none - at {path}")
+    known = schema.get("properties", {})
+    others = schema.get("additionalProperties", True)
+    for name, value in data.items():
+        inner = known.get(name, others)
+        if inner is False:
+            raise FileFormatError(f"Unexpected value {name!r} - at {path}")
+        if inner is not True:
+            check(value, inner, f"{path}.{name}")
+
+
+def _check_array(data: list[Any], schema: Mapping[str, Any], path: str) -> None:
+    low, high = schema.get("minItems", 0), schema.get("maxItems")
+    if len(data) < low or (high is not None and len(data) > high):
+        raise FileFormatError(f"Expected {low} to {'any number of' if high is None else high} items, got {len(data)} - at {path}")
+    first = schema.get("prefixItems", [])
+    for i, value in enumerate(data):
+        inner = first[i] if i < len(first) else schema.get("items")
+        if inner is not None:
+            check(value, inner, f"{path}[{i}]")
+
+
+def _is(data: Any, name: str) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {
+        "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,),
+        "null": (type(None),), "integer": (int,), "number": (int, float),
+    }  # fmt: skip
+    if isinstance(data, bool):
+        return name == "boolean"
+    return isinstance(data, kinds[name])
+
+
+def _type_name(data: Any) -> str:
+    for name in ("object", "array", "string", "boolean", "null", "integer", "number"):
+        if _is(data, name):
+            return name
+    return type(data).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,111 @@
+"""Which operations a runtime executes as one kernel, and the kernels of a network under such rules.
+
+A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into
+the conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
+padding, and "conv2d+add" adds a residual inside of the conv. "input+transpose" is the one rule that adds a kernel: the
+runtime works channels first, and each image that comes in is transposed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from latency_lab.ops import Network, OpConfig
+
+INPUT_TRANSPOSE = "input+transpose"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a runtime executes in one piece.
+
+    Attributes:
+        op: the merged operation.
+        main: index of the network's node that gives the kernel its kind and its channels.
+        nodes: indices of all nodes that it stands for, in order; none for a transpose of an input.
+        inputs: as in `ops.Network`, counted in kernels.
+    """
+
+    op: OpConfig
+    main: int
+    nodes: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+
+def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
+    """The kernels that a network becomes, in topological order.
+
+    Args:
+        network: operations as the model states them.
+        fusions: rules; those of a `DeviceProfile`, or a runtime's `conversion_fusions`.
+
+    A tensor that more than one node reads is never swallowed.
+
+    Example:
+        >>> from latency_lab.ops import Network, OpConfig
+        >>> conv = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=8)
+        >>> relu = OpConfig("activation", height=8, width=8, in_channels=8, out_channels=8, activation="relu")
+        >>> [k.op.activation for k in fuse(Network(((conv, (-1,)), (relu, (0,)))), {"conv2d+relu"})]
+        ['relu']
+    """
+    readers = Counter(i for _, inputs in network.nodes for i in inputs)
+    open_kernels: dict[int, Kernel] = {}  # by the node whose output the kernel gives so far
+    for index, (op, inputs) in enumerate(network.nodes):
+        merged = None
+        for i in sorted((i for i in inputs if i >= 0 and readers[i] == 1), reverse=True):
+            merged = _merge(open_kernels[i], index, op, inputs, i, fusions)
+            if merged is not None:
+                del open_kernels[i]
+                break
+        open_kernels[index] = merged or Kernel(op, index, (index,), inputs)
+    transposes = _transposed_inputs(network) if INPUT_TRANSPOSE in fusions else ()
+    order = sorted(open_kernels)
+    position = {node: len(transposes) + k for k, node in enumerate(order)}
+    position |= {kernel.inputs[0]: k for k, kernel in enumerate(transposes)}
+    rest = (
+        dataclasses.replace(open_kernels[node], inputs=tuple(position.get(i, i) for i in open_kernels[node].inputs))
+        for node in order
+    )
+    return (*transposes, *rest)
+
+
+def fused_network(network: Network, fusions: Collection[str]) -> Network:
+    """The network with each kernel as one node; rules that add kernels play no part."""
+    fusions = frozenset(fusions) - {INPUT_TRANSPOSE}
+    return Network(tuple((kernel.op, kernel.inputs) for kernel in fuse(network, fusions)), network.name)
+
+
+def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:
+    """A transpose for each image that the network reads."""
+    found: dict[int, Kernel] = {}
+    for index, (op, inputs) in enumerate(network.nodes):
+        for i in inputs:
+            if i < 0 and i not in found and op.height * op.width > 1:
+                size = OpConfig("transpose", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype)
+                found[i] = Kernel(size, index, (), (i,))
+    return tuple(found[i] for i in sorted(found, reverse=True))
+
+
+def _merge(
+    kernel: Kernel, index: int, op: OpConfig, inputs: tuple[int, ...], source: int, fusions: Collection[str]
+) -> Kernel | None:
+    """`kernel`, whose output `source` only node `index` reads, together with that node; None where no rule says so."""
+    nodes = (*kernel.nodes, index)
+    bare = kernel.op.activation is None
+    if op.kind == "activation" and bare and f"{kernel.op.kind}+{op.activation}" in fusions:
+        return Kernel(dataclasses.replace(kernel.op, activation=op.activation), kernel.main, nodes, kernel.inputs)
+    if op.kind == "batch_norm" and bare and not kernel.op.residual and f"{kernel.op.kind}+batch_norm" in fusions:
+        return Kernel(dataclasses.replace(kernel.op, use_bias=True), kernel.main, nodes, kernel.inputs)
+    if op.kind == "add" and op.operands == 2 and inputs[0] != inputs[1] and bare and not kernel.op.residual:
+        if f"{kernel.op.kind}+add" in fusions:
+            other = inputs[1] if inputs[0] == source else inputs[0]
+            merged = dataclasses.replace(kernel.op, residual=True, activation=op.activation)
+            return Kernel(merged, kernel.main, nodes, (*kernel.inputs, other))
+    if kernel.op.kind == "pad" and f"pad+{op.kind}" in fusions and op.padding != "same":
+        pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(kernel.op.pads, op.pads, strict=True))
+        merged = dataclasses.replace(op, height=kernel.op.height, width=kernel.op.width, padding=(pads[0], pads[1]))
+        return Kernel(merged, index, nodes, kernel.inputs)
+    return None

@@ -1,0 +1,160 @@
+"""The journal: one JSON object a line, appended and flushed block by block, from which a killed run goes on.
+
+    {"key": "environment", "round": -1, "status": "header", "journal": 1, "identity": {...}, "protocol": {...}}
+    {"key": "conditions", "round": 0, "status": "note", "load": ...}
+    {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "count": ..., "wall_ms": {...}}
+    {"key": "...", "round": 0, "status": "failed", "reason": "..."}
+
+"task" stands in the first line of a key alone. A key and round stand in at most one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from latency_lab.errors import EnvironmentMismatchError, FileFormatError
+from latency_lab.ops import Network
+from latency_lab.profiling.environment import differences
+from latency_lab.profiling.protocol import Protocol, Statistic, statistic
+from latency_lab.profiling.tasks import Task
+
+VERSION = 1
+
+
+class Journal:
+    """Measured blocks on disk.
+
+    Attributes:
+        path: of the file.
+        identity: of the environment that it was taken in.
+        protocol: that it was taken with.
+        tasks: key -> task, of all that was measured or failed.
+        blocks: key -> blocks, in order of rounds.
+        failures: key -> reason.
+        notes: conditions, a line a round.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.identity: dict[str, Any] = {}
+        self.protocol: dict[str, Any] = {}
+        self.tasks: dict[str, Task] = {}
+        self.blocks: dict[str, list[dict[str, Any]]] = {}
+        self.failures: dict[str, str] = {}
+        self.notes: list[dict[str, Any]] = []
+        self._file: IO[str] | None = None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Journal:
+        """Reads a journal. A last line that was cut off is left out.
+
+        Raises:
+            FileFormatError: the file is missing or is no journal; the message names the line.
+        """
+        journal = cls(path)
+        try:
+            text = journal.path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise FileFormatError(f"Cannot read a journal from {path}: {error.strerror or error}.") from error
+        for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+            try:
+                journal._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, FileFormatError) as error:
+                raise FileFormatError(f"{path} is not a journal: line {number}: {type(error).__name__}: {error}") from error
+        if not journal.identity:
+            raise FileFormatError(f"{path} is not a journal: it has no line that says where it was taken.")
+        return journal
+
+    @classmethod
+    def resume(cls, path: str | Path, identity: Mapping[str, Any], protocol: Protocol, force: bool = False) -> Journal:
+        """Opens a journal to go on with, or begins one.
+
+        Args:
+            path: of the file.
+            identity: of the environment here.
+            protocol: to measure with.
+            force: go on although the environment differs.
+
+        Raises:
+            EnvironmentMismatchError: the journal is of another environment; the message says in what.
+        """
+        path = Path(path)
+        if path.exists() and "\n" in path.read_text(encoding="utf-8"):
+            journal = cls.load(path)
+            found = differences(journal.identity, identity)
+            if found and not force:
+                lines = "\n".join(f"  * {line}" for line in found)
+                raise EnvironmentMismatchError(
+                    f"The journal {path} was taken in another environment:\n{lines}\n"
+                    "Name another journal (--journal), or take it all the same (--force)."
+                )
+            _drop_partial_line(path)
+            journal._file = path.open("a", encoding="utf-8")
+            return journal
+        journal = cls(path)
+        journal._file = path.open("w", encoding="utf-8")
+        header = {"key": "environment", "round": -1, "status": "header", "journal": VERSION}
+        journal.append({**header, "identity": dict(identity), "protocol": protocol.to_json()})
+        return journal
+
+    def append(self, line: dict[str, Any], task: Task | None = None) -> None:
+        """Writes one line through to the file."""
+        if task is not None and task.key not in self.tasks:
+            line = {**line, "task": task.to_json()}
+        if self._file is None:
+            raise FileFormatError(f"The journal {self.path} is open for reading alone.")
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._take(line)
+
+    def has(self, key: str, round_: int) -> bool:
+        """Whether a task needs no block in this round: it has one, or it failed before."""
+        return key in self.failures or any(block["round"] == round_ for block in self.blocks.get(key, ()))
+
+    def statistic(self, key: str) -> Statistic:
+        """The protocol's statistic of a task that was measured."""
+        return statistic(self.blocks[key])
+
+    def close(self) -> None:
+        """Ends writing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def samples(self) -> int:
+        """Samples in all blocks."""
+        return sum(int(block["count"]) for blocks in self.blocks.values() for block in blocks)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        status = line["status"]
+        if status == "header":
+            self.identity, self.protocol = line["identity"], line["protocol"]
+            return
+        if status == "note":
+            self.notes.append(line)
+            return
+        key = line["key"]
+        if "task" in line:
+            task = line["task"]
+            self.tasks[key] = Task(Network.from_json(task["network"]), task["role"], task["cold"])
+        if status == "ok":
+            self.blocks.setdefault(key, []).append(line)
+        else:
+            self.failures[key] = line["reason"]
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts off what follows the last newline: a line that a killed run did not finish."""
+    with path.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

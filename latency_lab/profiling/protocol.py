@@ -1,0 +1,112 @@
+"""How an operation is measured, and what its latency is once it was.
+
+Measured: in rounds, each a new random order of all operations, over several worker processes; a round is one block an
+operation. On reading:
+
+    latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
+
+and below 1 ms of the wall minimum alone. A run that is longer than a scheduler slice may never go through without
+being preempted, which thread CPU time does not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+WALL_ONLY_BELOW_MS = 1.0
+UNSTABLE_WIDTH = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Settings of a measurement.
+
+    Attributes:
+        rounds: blocks an operation.
+        processes: worker processes that the rounds are spread over.
+        block_ms: repeats of a block go on to about this long.
+        min_repeats: samples of a block at least.
+        warm_up: runs before them.
+        seed: of the orders.
+    """
+
+    rounds: int = 5
+    processes: int = 2
+    block_ms: float = 5.0
+    min_repeats: int = 3
+    warm_up: int = 2
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """What the blocks of one operation say.
+
+    Attributes:
+        latency_ms: the protocol's statistic.
+        median_ms: median over rounds of the blocks' wall medians.
+        low_ms, high_ms: 90 % bootstrap interval of the latency over rounds.
+        cold_ms: minimum over rounds with a flushed cache; None where there were none.
+        rounds: blocks.
+        samples: in all of them.
+        unstable: the interval is wider than 10 % of the latency.
+    """
+
+    latency_ms: float
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    cold_ms: float | None
+    rounds: int
+    samples: int
+    unstable: bool
+
+
+def block_latency_ms(block: Mapping[str, Any]) -> float:
+    """min(wall minimum, 10th percentile of thread CPU time) of one block, ms; wall alone below 1 ms."""
+    wall = float(block["wall_ms"]["min"])
+    if wall < WALL_ONLY_BELOW_MS or not block.get("cpu_ms"):
+        return wall
+    return min(wall, float(block["cpu_ms"]["deciles"][0]))
+
+
+def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
+    """The statistic of an operation's blocks, one a round; at least one."""
+    rounds = np.array([block_latency_ms(block) for block in blocks])
+    draws = np.random.default_rng(0).integers(0, len(rounds), (200, len(rounds)))
+    low, high = np.percentile(rounds[draws].min(axis=1), [5, 95])
+    latency = float(rounds.min())
+    cold = [block["cold_ms"]["min"] for block in blocks if block.get("cold_ms")]
+    return Statistic(
+        latency_ms=latency,
+        median_ms=float(np.median([block["wall_ms"]["median"] for block in blocks])),
+        low_ms=float(low),
+        high_ms=float(high),
+        cold_ms=float(np.median(cold)) if cold else None,
+        rounds=len(rounds),
+        samples=sum(int(block["count"]) for block in blocks),
+        unstable=bool(high - low > UNSTABLE_WIDTH * latency),
+    )
+
+
+def ratio_interval(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+    """(ratio, low, high) of two models' latencies from interleaved rounds; 95 % bootstrap over rounds.
+
+    Args:
+        ours, theirs: a block a round, the same number of both, round i of one beside round i of the other.
+    """
+    a = np.array([block_latency_ms(block) for block in ours])
+    b = np.array([block_latency_ms(block) for block in theirs])
+    draws = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
+    low, high = np.percentile(a[draws].min(axis=1) / b[draws].min(axis=1), [2.5, 97.5])
+    paired = np.percentile(a / b, [10, 90])
+    return float(a.min() / b.min()), float(min(low, paired[0])), float(max(high, paired[1]))

@@ -1,0 +1,230 @@
+"""What every runtime shares: the protocol, the shapes of a network's tensors, and its made-up weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_lab.errors import UnsupportedOpError, UsageError
+from latency_lab.ops import GLOBAL_POOLS, WINDOWED, Network, OpConfig
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[np.float32]
+
+_IMAGE_KINDS = WINDOWED | GLOBAL_POOLS | {"pad", "flatten", "transpose"}
+"""Kinds that read (batch, height, width, channels), even where height and width are 1."""
+INPUT_TRANSPOSE = "input+transpose"
+"""The runtime works channels first: each image that comes in is transposed."""
+_RANDOM_COUNT = 65521
+"""Numbers in the random buffer that all weights are cut from: a prime, so that rows of a kernel are not alike."""
+
+
+class Runtime(Protocol):
+    """The host half of a runtime."""
+
+    @property
+    def name(self) -> str:
+        """As profiles and the command line call it."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """Of its model files."""
+        ...
+
+    @property
+    def conversion_fusions(self) -> frozenset[str]:
+        """Merges that are done before the runtime sees the model: "first+second", each a kind or an activation."""
+        ...
+
+    @property
+    def expected_fusions(self) -> frozenset[str]:
+        """Merges that the runtime is known to do on loading a model. Where they can be measured, that decides."""
+        ...
+
+    @property
+    def times_kernels(self) -> bool:
+        """Whether a lone operation's time is that of its kernels alone, from the runtime's own profile."""
+        ...
+
+    def build(self, network: Network) -> bytes:
+        """Bytes of a model file of this network, its weights made up.
+
+        Raises:
+            UnsupportedOpError: an operation cannot be built.
+            MissingRuntimeError: the package that writes the format is not installed.
+        """
+        ...
+
+    def reason_unsupported(self, op: OpConfig) -> str | None:
+        """None if the operation can be built, else why not, in a sentence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Shapes of a network's tensors, channels last: (batch, height, width, channels) or (batch, channels).
+
+    Attributes:
+        inputs: of network input -1, -2, ...
+        outputs: of the output of each node.
+    """
+
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+
+    def of(self, index: int) -> Shape:
+        """Shape of a tensor as `ops.Network` counts them: node index, or a negative network input."""
+        return self.outputs[index] if index >= 0 else self.inputs[-1 - index]
+
+
+def check(runtime: Runtime, network: Network) -> None:
+    """See that the runtime can build every node.
+
+    Raises:
+        UnsupportedOpError: naming the first operation that it cannot build, and the reason.
+    """
+    for op, _ in network.nodes:
+        reason = runtime.reason_unsupported(op)
+        if reason:
+            raise UnsupportedOpError(f"{runtime.name} cannot build {op.key!r}: {reason}")
+
+
+def tensor_shapes(network: Network) -> Shapes:
+    """Shapes of all tensors of a network.
+
+    A tensor of one position is (batch, channels), except where an operation on images makes or reads it.
+
+    Raises:
+        UsageError: the nodes do not fit together.
+
+    Example:
+        >>> from latency_lab.ops import Network, OpConfig
+        >>> tensor_shapes(Network.of(OpConfig("global_avg_pool", height=7, width=7, in_channels=8, out_channels=8)))
+        Shapes(inputs=((1, 7, 7, 8),), outputs=((1, 8),))
+    """
+    inputs: dict[int, Shape] = {}
+    outputs: list[Shape] = []
+    for i, (op, sources) in enumerate(network.nodes):
+        if len(sources) != op.operands + op.residual:
+            raise UsageError(f"Node {i} ({op.key}) takes {op.operands + op.residual} tensors. Received: {len(sources)}")
+        if any(source >= i for source in sources):
+            raise UsageError(f"Node {i} ({op.key}) reads {sources}, which is not in topological order.")
+        image = _reads_image(network, i, outputs)
+        output = _output_shape(network, i, image)
+        for source, shape in zip(sources, _operand_shapes(op, sources, outputs, image), strict=True):
+            found = outputs[source] if source >= 0 else inputs.setdefault(source, shape)
+            if found != shape and not (op.broadcast and found == (op.batch, op.in_channels)):
+                raise UsageError(f"Node {i} ({op.key}) reads a tensor of shape {shape}. Received: {found}")
+        outputs.append(output)
+    names = range(-1, -1 - len(inputs), -1)
+    if set(inputs) != set(names):
+        raise UsageError(f"Network inputs are -1, -2, ... without a gap. Received: {sorted(inputs, reverse=True)}")
+    return Shapes(tuple(inputs[name] for name in names), tuple(outputs))
+
+
+def _reads_image(network: Network, i: int, outputs: list[Shape]) -> bool:
+    """Whether the first operand of node i is (batch, height, width, channels)."""
+    op, sources = network.nodes[i]
+    if op.kind in _IMAGE_KINDS or op.broadcast or op.height * op.width > 1:
+        return True
+    if op.kind == "dense":
+        return False
+    known = [len(outputs[source]) for source in sources if source >= 0]
+    return max(known) == 4 if known else _feeds_image(network, i)
+
+
+def _feeds_image(network: Network, i: int) -> bool:
+    """Whether an operation that reads node i wants an image of it."""
+    readers = [(j, op) for j, (op, sources) in enumerate(network.nodes) if i in sources and op.kind != "dense"]
+    return any(op.kind in _IMAGE_KINDS or op.broadcast or _feeds_image(network, j) for j, op in readers)
+
+
+def _output_shape(network: Network, i: int, image: bool) -> Shape:
+    op = network.nodes[i][0]
+    if op.kind == "transpose":
+        return (op.batch, op.in_channels, op.height, op.width)
+    if op.kind in GLOBAL_POOLS:
+        image = _feeds_image(network, i)
+    if op.kind == "flatten" or not image:
+        return (op.batch, op.out_channels)
+    return (op.batch, op.output_height, op.output_width, op.out_channels)
+
+
+def _operand_shapes(op: OpConfig, sources: tuple[int, ...], outputs: list[Shape], image: bool) -> list[Shape]:
+    space = (op.batch, op.height, op.width) if image else (op.batch,)
+    channels = [op.in_channels] * op.operands
+    if op.kind == "concatenate":
+        channels = _concatenated(op, [outputs[source][-1] if source >= 0 else None for source in sources])
+    shapes: list[Shape] = [(*space, count) for count in channels]
+    if op.broadcast:
+        shapes[1] = (op.batch, 1, 1, op.in_channels)
+    if op.residual:
+        space = (op.batch, op.output_height, op.output_width) if image else (op.batch,)
+        shapes.append((*space, op.out_channels))
+    return shapes
+
+
+def _concatenated(op: OpConfig, known: list[int | None]) -> list[int]:
+    """Channels of each operand of a concatenation: what its makers say, the rest shared out evenly."""
+    rest = op.in_channels - sum(count for count in known if count is not None)
+    free = known.count(None)
+    if rest < free or (rest and not free):
+        raise UsageError(f"A concatenation to {op.in_channels} channels cannot be made of {known}.")
+    shares = [rest // free + (k < rest % free) for k in range(free)]
+    return [shares.pop(0) if count is None else count for count in known]
+
+
+# ---- weights ------------------------------------------------------------------------------------------------------
+
+
+def kernel(op: OpConfig, index: int) -> Array:
+    """Kernel of a conv or dense operation: random, mean 0, standard deviation 1 / sqrt(fan-in), never denormal.
+
+    The same for the same operation and index, whatever the runtime.
+
+    Args:
+        op: of kind conv2d, depthwise_conv2d or dense.
+        index: of the node in its network.
+
+    Returns:
+        conv2d: [out_channels, rows, columns, in_channels / groups]; depthwise_conv2d: [rows, columns, out_channels];
+        dense: [out_channels, in_channels].
+    """
+    rows, columns = op.kernel_size
+    shape: Shape = (op.out_channels, op.in_channels)
+    if op.kind == "conv2d":
+        shape = (op.out_channels, rows, columns, op.in_channels // op.groups)
+    elif op.kind == "depthwise_conv2d":
+        shape = (rows, columns, op.out_channels)
+    fan_in = op.in_channels if op.kind == "dense" else op.weight_count // op.out_channels - op.use_bias
+    return _cut(shape, index, 1 / math.sqrt(fan_in))
+
+
+def bias(op: OpConfig, index: int) -> Array:
+    """Bias of an operation [out_channels]: random, mean 0, standard deviation 0.1; zeros without `use_bias`."""
+    if not op.use_bias:
+        return np.zeros(op.out_channels, np.float32)
+    return _cut((op.out_channels,), index + 7919, 0.1)
+
+
+def scale(op: OpConfig, index: int) -> Array:
+    """What a batch norm multiplies by at inference [out_channels]: 0.5 to 1.5, mostly."""
+    return 1 + _cut((op.out_channels,), index + 104729, 0.25)
+
+
+@functools.cache
+def _random() -> Array:
+    numbers = np.random.default_rng(0).normal(size=_RANDOM_COUNT).astype(np.float32)
+    numbers[np.abs(numbers) < 1e-3] = 1e-3
+    return numbers
+
+
+def _cut(shape: Shape, index: int, factor: float) -> Array:
+    start = index * 1009 % (_RANDOM_COUNT // 2)
+    return np.resize(_random()[start:] * np.float32(factor), shape)

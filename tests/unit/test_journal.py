@@ -1,0 +1,121 @@
+import json
+
+import pytest
+
+from latency_lab.errors import EnvironmentMismatchError, FileFormatError
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiling import Journal, Protocol, Task, profile
+from latency_lab.profiling.transport import WorkerDied
+
+IDENTITY = {"cpu": "x", "threads": 1, "runtime": "litert", "precision": "float32"}
+SUMMARY = {"min": 0.5, "deciles": [0.5] * 9, "median": 0.5}
+OPS = [OpConfig("dense", in_channels=c, out_channels=8) for c in (1, 2, 3, 4)]
+
+
+class FakeWorker:
+    """Answers at once; dies at the nth block, and on models whose bytes hold `deadly`."""
+
+    started = 0
+    blocks = 0
+
+    def __init__(self, stop_after=None):
+        type(self).started += 1
+        self.hello = {"package": "fake", "version": "1", "worker": 1}
+        self.stop_after = stop_after
+
+    def block(self, path, settings):
+        type(self).blocks += 1
+        if self.stop_after is not None and type(self).blocks > self.stop_after:
+            raise KeyboardInterrupt
+        return {"id": 0, "status": "ok", "count": 3, "repeats": 1, "wall_ms": SUMMARY, "cpu_ms": SUMMARY, "cold_ms": None}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    FakeWorker.started = FakeWorker.blocks = 0
+
+
+def keys_and_rounds(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["key"], line["round"]) for line in lines if line["status"] in {"ok", "failed"}]
+
+
+def test_every_task_is_measured_once_a_round_over_two_workers(tmp_path):
+    path = tmp_path / "j.jsonl"
+    journal = profile(OPS, runtime="litert", journal=path, start_worker=FakeWorker)
+    assert sorted(keys_and_rounds(path)) == sorted((op.key, r) for op in OPS for r in range(5))
+    assert FakeWorker.started == 2
+    assert journal.samples == 60
+    orders = [[k for k, r in keys_and_rounds(path) if r == round_] for round_ in range(5)]
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_a_stopped_run_goes_on_and_measures_no_block_again(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        profile(OPS, runtime="litert", journal=path, start_worker=lambda: FakeWorker(stop_after=7))
+    before = keys_and_rounds(path)
+    assert len(before) == 7
+    with path.open("a") as file:
+        file.write('{"key": "cut off in the mid')
+    FakeWorker.blocks = 0
+    profile(OPS, runtime="litert", journal=path, start_worker=FakeWorker)
+    after = keys_and_rounds(path)
+    assert after[:7] == before
+    assert len(after) == len(set(after)) == 20
+    assert FakeWorker.blocks == 13
+
+
+def test_a_worker_that_dies_costs_one_operation_and_is_replaced(tmp_path):
+    class Dying(FakeWorker):
+        def block(self, path, settings):
+            if path.endswith("/0.tflite"):
+                raise WorkerDied("the worker died: signal SIGABRT")
+            return super().block(path, settings)
+
+    journal = profile(OPS, runtime="litert", journal=tmp_path / "j.jsonl", start_worker=Dying)
+    assert len(journal.failures) == 1
+    assert "SIGABRT" in next(iter(journal.failures.values()))
+    assert [len(blocks) for blocks in journal.blocks.values()] == [5, 5, 5]
+    assert Dying.started == 3
+
+
+def test_an_operation_that_cannot_be_built_is_failed_with_the_reason(tmp_path):
+    bad = OpConfig("depthwise_conv2d", height=8, width=8, in_channels=4, out_channels=4, kernel_size=(3, 3), dilation=(2, 2), strides=(2, 2))
+    journal = profile([OPS[0], bad], runtime="litert", journal=tmp_path / "j.jsonl", start_worker=FakeWorker)
+    assert "strided and dilated" in journal.failures[bad.key]
+    assert len(journal.blocks[OPS[0].key]) == 5
+
+
+def test_a_journal_of_another_environment_is_refused_by_name(tmp_path):
+    path = tmp_path / "j.jsonl"
+    Journal.resume(path, IDENTITY, Protocol()).close()
+    with pytest.raises(EnvironmentMismatchError, match=r"threads: 1 there, 2 here"):
+        Journal.resume(path, {**IDENTITY, "threads": 2}, Protocol())
+    Journal.resume(path, {**IDENTITY, "threads": 2}, Protocol(), force=True).close()
+    Journal.resume(path, IDENTITY, Protocol()).close()
+
+
+def test_wrong_files_are_named_with_the_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with pytest.raises(FileFormatError, match="Cannot read a journal"):
+        Journal.load(path)
+    path.write_text('{"key": "environment", "round": -1, "status": "header", "identity": {"a": 1}, "protocol": {}}\nnonsense\n')
+    with pytest.raises(FileFormatError, match="line 2"):
+        Journal.load(path)
+    path.write_text("\n")
+    with pytest.raises(FileFormatError):
+        Journal.load(path)
+
+
+def test_tasks_survive_the_journal(tmp_path):
+    path = tmp_path / "j.jsonl"
+    network = Network(((OPS[0], (-1,)), (OPS[0].with_channels(8, 2), (0,))), "pair")
+    profile([Task(network, "network"), OPS[1]], runtime="litert", journal=path, start_worker=FakeWorker)
+    journal = Journal.load(path)
+    assert journal.tasks[Task(network, "network").key].network == network
+    assert {task.role for task in journal.tasks.values()} == {"op", "network"}
+    assert journal.statistic(OPS[1].key).latency_ms == 0.5

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from latency_lab.profiling import ratio_interval, statistic
+from latency_lab.profiling.protocol import block_latency_ms
+
+
+def block(wall, cpu=None, round_=0, cold=None):
+    found = {"round": round_, "count": 3, "wall_ms": {"min": wall, "deciles": [wall] * 9, "median": wall * 2}, "cpu_ms": None}
+    if cpu is not None:
+        found["cpu_ms"] = {"min": cpu, "deciles": [cpu] * 9, "median": cpu}
+    found["cold_ms"] = None if cold is None else {"min": cold, "deciles": [cold] * 9, "median": cold}
+    return found
+
+
+def test_long_runs_take_cpu_time_and_short_ones_wall_time():
+    assert block_latency_ms(block(5.0, 4.0)) == 4.0
+    assert block_latency_ms(block(0.5, 0.1)) == 0.5
+    assert block_latency_ms(block(5.0)) == 5.0
+
+
+def test_latency_is_the_minimum_over_rounds_and_the_median_is_of_medians():
+    found = statistic([block(2.0), block(1.5), block(9.0)])
+    assert found.latency_ms == 1.5
+    assert found.median_ms == 4.0
+    assert (found.rounds, found.samples) == (3, 9)
+    assert found.low_ms == 1.5 < found.high_ms
+
+
+def test_a_wide_interval_is_unstable_and_a_narrow_one_is_not():
+    assert statistic([block(t) for t in (1.0, 1.5, 2.0, 3.0, 4.0)]).unstable
+    assert not statistic([block(t) for t in (1.0, 1.01, 1.02, 1.03, 1.2)]).unstable
+
+
+def test_cold_time_is_the_median_over_rounds():
+    assert statistic([block(1, cold=c) for c in (3.0, 2.0, 9.0)]).cold_ms == 3.0
+    assert statistic([block(1)]).cold_ms is None
+
+
+def test_ratio_of_equal_models_includes_one_and_of_different_ones_does_not():
+    rng = np.random.default_rng(0)
+    noise = [block(1 + 0.05 * rng.random()) for _ in range(12)]
+    other = [block(1 + 0.05 * rng.random()) for _ in range(12)]
+    ratio, low, high = ratio_interval(noise, other)
+    assert low <= 1 <= high
+    halves = [block(0.5 + 0.02 * rng.random()) for _ in range(12)]
+    ratio, low, high = ratio_interval(halves, other)
+    assert ratio == pytest.approx(0.5, abs=0.02)
+    assert low < ratio < high < 1

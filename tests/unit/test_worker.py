@@ -1,0 +1,152 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from latency_lab.runtimes import worker
+from latency_lab.runtimes.worker import Settings
+
+
+class FakeClock:
+    """Stands still but for what runs on it."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.cpu_now = 0.0
+
+    def wall(self):
+        return self.now
+
+    def cpu(self):
+        return self.cpu_now
+
+    def resolution(self):
+        return 1e-6
+
+
+class FakeModel:
+    """Takes 1 ms of CPU and, every third run, 5 ms more of wall time."""
+
+    clock = FakeClock()
+    seconds = 1e-3
+
+    def __init__(self, path, threads, kernels):
+        if "broken" in path:
+            raise ValueError("cannot load this")
+        self.runs = 0
+
+    def run(self):
+        self.runs += 1
+        self.clock.now += self.seconds + (5e-3 if self.runs % 3 == 0 else 0.0)
+        self.clock.cpu_now += self.seconds
+
+    def kernel_times_ms(self):
+        return [0.25] * self.runs
+
+    def close(self):
+        pass
+
+    @staticmethod
+    def version():
+        return {"package": "fake", "version": "1"}
+
+
+def test_a_block_repeats_to_its_length_and_keeps_wall_and_cpu_apart():
+    model, clock = FakeModel("m", 1, False), FakeModel.clock
+    found = worker.time_block(model, Settings(block_ms=20.0, warm_up=2), clock, 1e-6, True)
+    assert found["count"] == 20
+    assert model.runs == 22
+    assert found["wall_ms"]["min"] == pytest.approx(1.0)
+    assert found["wall_ms"]["deciles"][8] == pytest.approx(6.0)
+    assert found["cpu_ms"]["median"] == pytest.approx(1.0)
+    assert len(found["wall_ms"]["deciles"]) == 9
+    assert found["cold_ms"] is None
+
+
+def test_short_runs_are_batched_to_twenty_times_the_resolution():
+    class Short(FakeModel):
+        seconds = 2e-6
+
+        def run(self):
+            self.clock.now += self.seconds
+
+    found = worker.time_block(Short("m", 1, False), Settings(), FakeModel.clock, 1e-6, True)
+    assert found["repeats"] == 10
+    assert found["wall_ms"]["min"] == pytest.approx(2e-3)
+
+
+def test_a_long_run_has_at_least_three_repeats():
+    class Long(FakeModel):
+        seconds = 0.5
+
+    assert worker.time_block(Long("m", 1, False), Settings(), FakeModel.clock, 1e-6, True)["count"] == 3
+
+
+def test_several_threads_have_no_cpu_time():
+    found = worker.time_block(FakeModel("m", 2, False), Settings(), FakeModel.clock, 1e-6, False)
+    assert found["cpu_ms"] is None
+
+
+def test_kernel_times_leave_out_warm_up_and_cold_runs():
+    class Kernels(FakeModel):
+        def kernel_times_ms(self):
+            return [9.0, 9.0] + [0.5] * (self.runs - 4) + [2.0, 2.0]
+
+    settings = Settings(kernels=True, cold=2, flush_bytes=80)
+    found = worker.time_block(Kernels("m", 1, True), settings, FakeModel.clock, 1e-6, True)
+    assert found["wall_ms"]["min"] == found["wall_ms"]["deciles"][8] == pytest.approx(0.5)
+    assert found["cold_ms"]["median"] == pytest.approx(2.0)
+    assert found["cpu_ms"] is None
+
+
+def test_onnxruntime_profile_counts_neither_reorders_nor_context():
+    def event(name, op, duration):
+        return (
+            f'{{"cat" : "Node","pid" :1,"tid" :1,"dur" :{duration},"ts" :1,"ph" : "X","name" :"{name}_kernel_time",'
+            f'"args" : {{"provider" : "CPUExecutionProvider","op_name" : "{op}"}}}},'
+        )
+
+    run = [
+        event("op0_nchwc", "Conv", 30),
+        event("context_residual_nchwc", "Conv", 500),
+        event("reorder", "ReorderOutput", 700),
+        event("op0_relu", "Relu", 12),
+        '{"cat" : "Session","pid" :1,"tid" :1,"dur" :999,"ts" :1,"ph" : "X","name" :"model_run","args" : {}},',
+    ]
+    assert worker.OnnxRuntimeModel.parse("\n".join(["[", *run, *run, "]"])) == pytest.approx([0.042, 0.042])
+
+
+def test_worker_answers_every_line_and_a_broken_model_is_one_failed_block():
+    requests = [{"id": 1, "path": "good"}, {"id": 2, "path": "broken"}, {"id": 3, "model": "AAAA", "settings": {"min_repeats": 4}}]
+    sink = io.StringIO()
+    worker.serve(io.StringIO("\n".join(map(json.dumps, requests)) + "\n"), sink, FakeModel, "fake", 1, FakeModel.clock)
+    hello, first, second, third = map(json.loads, sink.getvalue().splitlines())
+    assert (hello["runtime"], hello["package"], hello["threads"], hello["worker"]) == ("fake", "fake", 1, 1)
+    assert (first["id"], first["status"]) == (1, "ok")
+    assert second == {"id": 2, "status": "failed", "reason": "ValueError: cannot load this"}
+    assert third["status"] == "ok"
+    assert third["count"] >= 4
+
+
+def test_summary():
+    found = worker.summary(list(np.arange(1.0, 12.0)))
+    assert found["min"] == 1.0
+    assert found["median"] == 6.0
+    assert found["deciles"] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_worker_file_is_python_3_9_and_needs_nothing_but_numpy_and_a_runtime():
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(worker.__file__).read_text(), feature_version=(3, 9))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+    }
+    import sys
+
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "ai_edge_litert", "tflite_runtime", "onnxruntime"}
