@@ -54,7 +54,8 @@ def read_json(path: str | Path, what: str) -> Any:
 def check(data: Any, schema: Mapping[str, Any], path: str = "$") -> None:
     """Checks JSON values against the part of JSON Schema that this project's schemas use.
 
-    Known words: type, enum, required, properties, additionalProperties, items, prefixItems, minItems, maxItems, minimum.
+    Known words: type, enum, minimum; required, properties, additionalProperties; items, prefixItems, minItems,
+    maxItems.
 
     Raises:
         FileFormatError: with the path to the first value that does not fit, what was expected, what is there.
@@ -92,7 +93,9 @@ def _check_object(data: dict[str, Any], schema: Mapping[str, Any], path: str) ->
 def _check_array(data: list[Any], schema: Mapping[str, Any], path: str) -> None:
     low, high = schema.get("minItems", 0), schema.get("maxItems")
     if len(data) < low or (high is not None and len(data) > high):
-        raise FileFormatError(f"Expected {low} to {'any number of' if high is None else high} items, got {len(data)} - at {path}")
+        raise FileFormatError(
+            f"Expected {low} to {'any number of' if high is None else high} items, got {len(data)} - at {path}"
+        )
     first = schema.get("prefixItems", [])
     for i, value in enumerate(data):
         inner = first[i] if i < len(first) else schema.get("items")

@@ -27,7 +27,19 @@ KINDS = (
     | {"dense", "add", "multiply", "concatenate", "batch_norm", "activation", "softmax", "pad", "flatten", "transpose"}
 )
 ACTIVATIONS = frozenset(
-    {"relu", "relu6", "sigmoid", "hard_sigmoid", "tanh", "hard_swish", "silu", "gelu", "elu", "leaky_relu", "exponential"}
+    {
+        "relu",
+        "relu6",
+        "sigmoid",
+        "hard_sigmoid",
+        "tanh",
+        "hard_swish",
+        "silu",
+        "gelu",
+        "elu",
+        "leaky_relu",
+        "exponential",
+    }
 )
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -83,20 +95,30 @@ class OpConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"Invalid value for argument `kind`. Expected one of {sorted(KINDS)}. Received: kind={self.kind!r}")
+            raise UsageError(
+                f"Invalid value for argument `kind`. Expected one of {sorted(KINDS)}. Received: kind={self.kind!r}"
+            )
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise UsageError(
                 "Invalid value for argument `activation`. "
                 f"Expected None or one of {sorted(ACTIVATIONS)}. Received: activation={self.activation!r}"
             )
         if self.dtype not in DTYPE_BYTES:
-            raise UsageError(f"Invalid value for argument `dtype`. Expected one of {sorted(DTYPE_BYTES)}. Received: dtype={self.dtype!r}")
+            raise UsageError(
+                "Invalid value for argument `dtype`. "
+                f"Expected one of {sorted(DTYPE_BYTES)}. Received: dtype={self.dtype!r}"
+            )
         for name in ("batch", "height", "width", "in_channels", "out_channels", "groups", "operands"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UsageError(f"Invalid value for argument `{name}`. Expected a positive int. Received: {name}={value!r}")
+                raise UsageError(
+                    f"Invalid value for argument `{name}`. Expected a positive int. Received: {name}={value!r}"
+                )
         if self.output_height < 1 or self.output_width < 1:
-            raise UsageError(f"The window does not fit into the input: {self.kind} of kernel_size {self.kernel_size} on {self.height}x{self.width}")
+            raise UsageError(
+                "The window does not fit into the input: "
+                f"{self.kind} of kernel_size {self.kernel_size} on {self.height}x{self.width}"
+            )
 
     # ---- geometry ---------------------------------------------------------------------------------------------
 
@@ -301,7 +323,9 @@ class Network:
             nodes = tuple((OpConfig.from_json(op), tuple(int(i) for i in inputs)) for op, inputs in data["nodes"])
             return cls(nodes, str(data.get("name", "")))
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"Not a network: {error!r}. Expected name and nodes [[operation, inputs], ...].") from error
+            raise FileFormatError(
+                f"Not a network: {error!r}. Expected name and nodes [[operation, inputs], ...]."
+            ) from error
 
 
 def _same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -194,7 +194,9 @@ class DeviceProfile:
         table = self.tables.get(op.static_key)
         point = table.points.get((op.in_channels, op.out_channels)) if table else None
         if point is not None:
-            extra = self.network.cold_share * (cold_extra_ms if point.cold_ms is None else point.cold_ms - point.latency_ms)
+            extra = self.network.cold_share * (
+                cold_extra_ms if point.cold_ms is None else point.cold_ms - point.latency_ms
+            )
             low, high = max(0.0, point.low_ms + extra), point.high_ms + extra
             return OpPrediction(max(point.latency_ms + extra, 0.0), low, high, "measured")
         latency = hot_ms + self.network.cold_share * cold_extra_ms
@@ -255,7 +257,18 @@ class DeviceProfile:
         """
         files.check(data, json.loads(resources.files("latency_lab.profiles").joinpath("schema.json").read_text()))
         tables = [LookupTable.from_json(table) for table in data["tables"]]
-        same = ("name", "runtime", "kind", "threads", "precision", "steps", "holdout", "environment", "protocol", "journal")
+        same = (
+            "name",
+            "runtime",
+            "kind",
+            "threads",
+            "precision",
+            "steps",
+            "holdout",
+            "environment",
+            "protocol",
+            "journal",
+        )
         return cls(
             **{name: data[name] for name in same},
             roofline=Roofline(**data["roofline"]),

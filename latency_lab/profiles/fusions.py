@@ -84,7 +84,9 @@ def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:
     for index, (op, inputs) in enumerate(network.nodes):
         for i in inputs:
             if i < 0 and i not in found and op.height * op.width > 1:
-                size = OpConfig("transpose", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype)
+                size = OpConfig(
+                    "transpose", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype
+                )
                 found[i] = Kernel(size, index, (), (i,))
     return tuple(found[i] for i in sorted(found, reverse=True))
 

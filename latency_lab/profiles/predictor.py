@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latency_lab.errors import FileFormatError
 from latency_lab.ops import OpConfig
 
 Floats = npt.NDArray[np.float64]
 
 TILES = (4, 8, 16, 32, 64)
 FLOOR_MS = 1e-5
+FEATURES = 29
+MAX_DEPTH = 64
 
 
 def work(ops: Sequence[OpConfig], quanta: tuple[int, int]) -> Floats:
@@ -44,7 +47,16 @@ def features(ops: Sequence[OpConfig]) -> npt.NDArray[np.float32]:
     for op in ops:
         inside, out = op.in_channels // op.groups, op.out_channels
         positions = op.output_height * op.output_width
-        sizes = [positions, inside, out, op.macs + 1, op.weight_bytes + 1, op.input_bytes, op.output_bytes, op.traffic_bytes]
+        sizes = [
+            positions,
+            inside,
+            out,
+            op.macs + 1,
+            op.weight_bytes + 1,
+            op.input_bytes,
+            op.output_bytes,
+            op.traffic_bytes,
+        ]
         row = [float(np.log2(size)) for size in sizes]
         row += [_filled(inside, tile) for tile in TILES] + [_filled(out, tile) for tile in TILES]
         row += [inside % 4, out % 4, float(inside % 4 == 0), float(out % 16 == 0)]
@@ -91,9 +103,17 @@ class Trees:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trees:
         """The trees that `to_json` wrote."""
-        ints = {name: np.array(data[name], np.int64) for name in ("roots", "feature", "left", "right")}
-        floats = {name: np.array(data[name], np.float64) for name in ("threshold", "value")}
-        return cls(**ints, **floats, depth=int(data["depth"]))
+        arrays: dict[str, Any] = {
+            name: np.array(data[name], np.int64) for name in ("roots", "feature", "left", "right")
+        }
+        arrays |= {name: np.array(data[name], np.float64) for name in ("threshold", "value")}
+        size = len(arrays["value"])
+        if any(len(arrays[name]) != size for name in ("feature", "threshold", "left", "right")):
+            raise FileFormatError("Expected arrays of one length - at $.predictors.*.trees")
+        for name, end in (("roots", size), ("left", size), ("right", size), ("feature", FEATURES)):
+            if len(arrays[name]) and not 0 <= arrays[name].min() <= arrays[name].max() < end:
+                raise FileFormatError(f"Expected indices from 0 to {end - 1} - at $.predictors.*.trees.{name}")
+        return cls(**arrays, depth=min(int(data["depth"]), MAX_DEPTH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +144,15 @@ class Predictor:
             return np.zeros(0)
         found = work(ops, self.quanta)
         table = np.array([self.coefficients.get(op.family, self.coefficients[""]) for op in ops], np.float64)
-        base = np.maximum((found * table).sum(axis=1), FLOOR_MS)
+        base: Floats = np.maximum((found * table).sum(axis=1), FLOOR_MS)
         return base if self.trees is None else base * np.exp(self.trees(features(ops)))
 
     def cold_extra_ms(self, ops: Sequence[OpConfig]) -> Floats:
         """What a flushed cache adds, ms, [n]; 0 where it was not measured."""
         if self.cold is None or not ops:
             return np.zeros(len(ops))
-        return np.asarray(work(ops, self.quanta) @ np.array(self.cold, np.float64), np.float64)
+        extra: Floats = work(ops, self.quanta) @ np.array(self.cold, np.float64)
+        return extra
 
     def inside(self, op: OpConfig) -> bool:
         """Whether the operation's family was measured, and at sizes around this one (a quarter octave of slack)."""

@@ -16,7 +16,9 @@ def shipped_profiles() -> dict[str, Path]:
         folder = resources.files("device_profiles")
     except ModuleNotFoundError:
         return {}
-    found = {entry.name[: -len(".json")]: Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".json")}
+    found = {
+        entry.name[: -len(".json")]: Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".json")
+    }
     return dict(sorted(found.items()))
 
 

@@ -5,7 +5,7 @@ from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol, Statistic, ratio_interval, statistic
 from latency_lab.profiling.runner import Progress, Worker, profile
 from latency_lab.profiling.tasks import Task, tasks_of
-from latency_lab.profiling.transport import LocalWorker, WorkerDied
+from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
 
 __all__ = [
     "Doctor",
@@ -16,7 +16,7 @@ __all__ = [
     "Statistic",
     "Task",
     "Worker",
-    "WorkerDied",
+    "WorkerDiedError",
     "doctor",
     "profile",
     "ratio_interval",

@@ -14,7 +14,7 @@ from latency_lab import runtimes
 from latency_lab.errors import LatencyLabError
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling.environment import available_cores, conditions, identity
-from latency_lab.profiling.transport import LocalWorker, WorkerDied
+from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
 from latency_lab.runtimes.worker import Clock
 
 BUSY_SHARE = 0.5
@@ -116,14 +116,15 @@ def timing_warnings(clock: Any) -> list[str]:
     lost = 1 - float(cpu.sum() / wall.sum())
     if lost > LOST_SHARE:
         found.append(
-            f"The CPU was taken away for {lost:.0%} of the time, in {SAMPLES} samples of {np.median(wall) * 1e3:.2f} ms. "
+            f"The CPU was taken away for {lost:.0%} of the time, in {SAMPLES} samples of "
+            f"{np.median(wall) * 1e3:.2f} ms. "
             "Stop other programs on this machine (and its neighbours, if it is virtual), or add --rounds."
         )
     spread = float(np.percentile(cpu, 90) / cpu.min())
     if spread > SPREAD:
         found.append(
-            f"The same work took {spread:.2f} times as long at the 90th percentile as at best: the clock or the memory is "
-            "shared or throttled. Let the machine cool, fix its clock, or add --rounds."
+            f"The same work took {spread:.2f} times as long at the 90th percentile as at best: the clock or the memory "
+            "is shared or throttled. Let the machine cool, fix its clock, or add --rounds."
         )
     return found
 
@@ -141,7 +142,7 @@ def _check(name: str, start: Callable[[str], LocalWorker]) -> RuntimeCheck:
             found = worker.block(str(path), {})
         if found["status"] != "ok":
             return RuntimeCheck(name, False, str(found["reason"]))
-    except (LatencyLabError, WorkerDied) as error:
+    except (LatencyLabError, WorkerDiedError) as error:
         return RuntimeCheck(name, False, str(error))
     finally:
         worker.close()

@@ -65,7 +65,9 @@ class Journal:
             try:
                 journal._take(json.loads(line))
             except (ValueError, KeyError, TypeError, FileFormatError) as error:
-                raise FileFormatError(f"{path} is not a journal: line {number}: {type(error).__name__}: {error}") from error
+                raise FileFormatError(
+                    f"{path} is not a journal: line {number}: {type(error).__name__}: {error}"
+                ) from error
         if not journal.identity:
             raise FileFormatError(f"{path} is not a journal: it has no line that says where it was taken.")
         return journal

@@ -98,7 +98,9 @@ def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
     )
 
 
-def ratio_interval(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
+def ratio_interval(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> tuple[float, float, float]:
     """(ratio, low, high) of two models' latencies from interleaved rounds; 95 % bootstrap over rounds.
 
     Args:

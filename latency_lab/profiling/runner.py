@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 from latency_lab import runtimes
 from latency_lab.errors import LatencyLabError
@@ -18,7 +19,7 @@ from latency_lab.profiling.environment import conditions, identity
 from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol
 from latency_lab.profiling.tasks import Task, tasks_of
-from latency_lab.profiling.transport import LocalWorker, WorkerDied
+from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
 
 _log = logging.getLogger(__name__)
 
@@ -124,7 +125,9 @@ class _Run:
         self.paths: dict[str, Path] = {}
 
     def all_rounds(self, folder: Path) -> None:
-        waiting = [(r, task) for r in range(self.protocol.rounds) for task in self.tasks if not self.journal.has(task.key, r)]
+        waiting = [
+            (r, task) for r in range(self.protocol.rounds) for task in self.tasks if not self.journal.has(task.key, r)
+        ]
         began, total, done = time.monotonic(), len(waiting), 0
         for round_ in range(self.protocol.rounds):
             tasks = [task for r, task in waiting if r == round_]
@@ -154,7 +157,7 @@ class _Run:
             found = self.worker.block(str(self._model(task, folder)), settings)
         except LatencyLabError as error:
             return {**line, "status": "failed", "reason": str(error)}
-        except WorkerDied as error:
+        except WorkerDiedError as error:
             _log.warning("%s: %s", task.key, error)
             self._new_worker()
             return {**line, "status": "failed", "reason": str(error)}

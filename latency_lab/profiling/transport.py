@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -20,7 +21,7 @@ EXTRAS = {"onnxruntime": "onnx"}
 """Where the extra is not named like the runtime."""
 
 
-class WorkerDied(Exception):
+class WorkerDiedError(Exception):
     """The worker ended or hung instead of answering. Costs one operation; the runner starts another worker."""
 
 
@@ -38,7 +39,7 @@ class LocalWorker:
 
     def __init__(self, runtime: str, threads: int, command: Sequence[str] | None = None) -> None:
         command = command or (sys.executable, worker.__file__)
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 closed in close()
         self._process = subprocess.Popen(
             [*command, "--runtime", runtime, "--threads", str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
@@ -47,7 +48,7 @@ class LocalWorker:
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self.hello = self._answer()
-        except WorkerDied as error:
+        except WorkerDiedError as error:
             extra = EXTRAS.get(runtime, runtime)
             if "ModuleNotFoundError" in str(error):
                 raise MissingRuntimeError(
@@ -59,7 +60,7 @@ class LocalWorker:
         """One block of samples of the model in a file.
 
         Raises:
-            WorkerDied: with the reason.
+            WorkerDiedError: with the reason.
         """
         try:
             assert self._process.stdin is not None
@@ -75,10 +76,8 @@ class LocalWorker:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):
                     stream.close()
-                except OSError:
-                    pass
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -94,9 +93,9 @@ class LocalWorker:
             line = self._answers.get(timeout=BLOCK_TIMEOUT_S)
         except queue.Empty:
             self.close()
-            raise WorkerDied(f"no answer in {BLOCK_TIMEOUT_S:.0f} s") from None
+            raise WorkerDiedError(f"no answer in {BLOCK_TIMEOUT_S:.0f} s") from None
         if not line:
-            raise WorkerDied(self._how_it_died())
+            raise WorkerDiedError(self._how_it_died())
         return dict(json.loads(line))
 
     def _how_it_died(self) -> str:

@@ -93,7 +93,10 @@ class Node:
         return self._node("Add", [scaled, shift], "shift")
 
     def _pool(self, operands: list[str]) -> str:
-        return self._node("MaxPool" if self._op.kind == "max_pool" else "AveragePool", operands, **self._window())
+        if self._op.kind == "max_pool":
+            return self._node("MaxPool", operands, **self._window())
+        merged_pad = int(isinstance(self._op.padding, tuple))  # zeros that were there before the pooling count
+        return self._node("AveragePool", operands, **self._window(), count_include_pad=merged_pad)
 
     def _global_pool(self, operands: list[str]) -> str:
         pooled = self._node("GlobalAveragePool" if self._op.kind == "global_avg_pool" else "GlobalMaxPool", operands)

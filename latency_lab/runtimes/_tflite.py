@@ -106,7 +106,10 @@ class _Builder(flatbuffers.Builder):
 
     def CreateNumpyVector(self, x: npt.NDArray[np.uint8]) -> Any:  # noqa: N802 (name of the base class)
         self.Prep(_ALIGNMENT, x.nbytes)
-        return super().CreateNumpyVector(x)
+        self.StartVector(1, x.size, 1)
+        self.head -= x.nbytes
+        self.Bytes[self.head : self.head + x.nbytes] = memoryview(x)
+        return self.EndVector()
 
 
 def _operator_code(name: str) -> Any:

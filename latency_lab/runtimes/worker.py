@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, TextIO
+from typing import Any, Callable, TextIO
 
 import numpy as np
 
@@ -83,7 +83,7 @@ class LiteRtModel:
             self._interpreter.set_tensor(detail["index"], _random(generator, detail["shape"], detail["dtype"]))
         self.run = self._interpreter.invoke
 
-    def kernel_times_ms(self) -> Optional[List[float]]:
+    def kernel_times_ms(self) -> list[float] | None:
         """Not offered: LiteRT runs a lone operation without anything around it."""
         return None
 
@@ -92,7 +92,7 @@ class LiteRtModel:
         del self.run, self._interpreter
 
     @staticmethod
-    def version() -> Dict[str, str]:
+    def version() -> dict[str, str]:
         """Package and version."""
         try:
             import ai_edge_litert
@@ -124,7 +124,7 @@ class OnnxRuntimeModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         if kernels:
             options.enable_profiling = True
-            options.profile_file_prefix = os.path.join(tempfile.gettempdir(), "latency-lab-%d" % os.getpid())
+            options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"latency-lab-{os.getpid()}")
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._kernels = kernels
         binding = self._session.io_binding()
@@ -138,7 +138,7 @@ class OnnxRuntimeModel:
         session = self._session
         self.run = lambda: session.run_with_iobinding(binding)
 
-    def kernel_times_ms(self) -> Optional[List[float]]:
+    def kernel_times_ms(self) -> list[float] | None:
         """Ends profiling: the kernels' time of each run so far, ms."""
         path = self._session.end_profiling()
         try:
@@ -149,9 +149,9 @@ class OnnxRuntimeModel:
         return self.parse(text)
 
     @classmethod
-    def parse(cls, text: str) -> List[float]:
+    def parse(cls, text: str) -> list[float]:
         """Sum of the kernels' times, ms, of each run in a profile's text."""
-        runs: List[float] = []
+        runs: list[float] = []
         total = 0.0
         for line in text.splitlines():
             if "_kernel_time" in line:
@@ -169,17 +169,17 @@ class OnnxRuntimeModel:
         del self.run, self._session, self._inputs
 
     @staticmethod
-    def version() -> Dict[str, str]:
+    def version() -> dict[str, str]:
         """Package and version."""
         import onnxruntime
 
         return {"package": "onnxruntime", "version": str(onnxruntime.__version__)}
 
 
-LOADERS: Dict[str, Any] = {"litert": LiteRtModel, "onnxruntime": OnnxRuntimeModel}
+LOADERS: dict[str, Any] = {"litert": LiteRtModel, "onnxruntime": OnnxRuntimeModel}
 
 
-def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cpu_time: bool) -> Dict[str, Any]:
+def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cpu_time: bool) -> dict[str, Any]:
     """Samples of one model: warm-up, then repeats, then cold runs.
 
     Args:
@@ -221,13 +221,13 @@ def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cp
     }
 
 
-def summary(samples: List[float]) -> Dict[str, Any]:
+def summary(samples: list[float]) -> dict[str, Any]:
     """Minimum, nine deciles and median of samples."""
     deciles = np.percentile(samples, range(10, 100, 10))
     return {"min": min(samples), "deciles": [round(float(d), 9) for d in deciles], "median": float(np.median(samples))}
 
 
-def _cold_samples(model: Any, settings: Settings, clock: Any) -> List[float]:
+def _cold_samples(model: Any, settings: Settings, clock: Any) -> list[float]:
     samples = []
     if settings.cold:
         flush = np.zeros(settings.flush_bytes // 8)
@@ -239,10 +239,12 @@ def _cold_samples(model: Any, settings: Settings, clock: Any) -> List[float]:
     return samples
 
 
-def _batched(runs: List[float], settings: Settings) -> List[float]:
+def _batched(runs: list[float], settings: Settings) -> list[float]:
     """Means over consecutive runs, each long enough for a clock that counts whole microseconds."""
     typical = max(float(np.median(runs)), 1e-4)
-    size = max(1, min(int(np.ceil(settings.resolution_factor * 1e-3 / typical)), len(runs) // max(settings.min_repeats, 1)))
+    size = max(
+        1, min(int(np.ceil(settings.resolution_factor * 1e-3 / typical)), len(runs) // max(settings.min_repeats, 1))
+    )
     return [float(np.mean(runs[i : i + size])) for i in range(0, len(runs) - size + 1, size)]
 
 
@@ -251,7 +253,7 @@ def _random(generator: Any, shape: Any, dtype: Any) -> Any:
     return generator.uniform(-1.0, 1.0, sizes).astype(dtype)
 
 
-def answer(request: Dict[str, Any], loader: Any, threads: int, clock: Any, resolution: float) -> Dict[str, Any]:
+def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resolution: float) -> dict[str, Any]:
     """The answer to one request; a model that cannot be loaded or run is a failed block, not an end of the worker."""
     path = request.get("path")
     own = None
@@ -269,7 +271,7 @@ def answer(request: Dict[str, Any], loader: Any, threads: int, clock: Any, resol
             model.close()
         return dict(found, id=request["id"], status="ok")
     except Exception as error:  # whatever a runtime raises is this block's failure alone
-        return {"id": request.get("id"), "status": "failed", "reason": "%s: %s" % (type(error).__name__, error)}
+        return {"id": request.get("id"), "status": "failed", "reason": f"{type(error).__name__}: {error}"}
     finally:
         if own is not None:
             os.unlink(own)
@@ -288,7 +290,7 @@ def serve(source: TextIO, sink: TextIO, loader: Any, runtime: str, threads: int,
             sink.flush()
 
 
-def main(loaders: Optional[Dict[str, Any]] = None) -> None:
+def main(loaders: dict[str, Any] | None = None) -> None:
     """Serves the runtime that the command line names, with stdout kept for answers alone."""
     parser = argparse.ArgumentParser(description="Times models for latency-lab: JSON lines in, JSON lines out.")
     parser.add_argument("--runtime", required=True)

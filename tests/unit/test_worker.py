@@ -118,7 +118,11 @@ def test_onnxruntime_profile_counts_neither_reorders_nor_context():
 
 
 def test_worker_answers_every_line_and_a_broken_model_is_one_failed_block():
-    requests = [{"id": 1, "path": "good"}, {"id": 2, "path": "broken"}, {"id": 3, "model": "AAAA", "settings": {"min_repeats": 4}}]
+    requests = [
+        {"id": 1, "path": "good"},
+        {"id": 2, "path": "broken"},
+        {"id": 3, "model": "AAAA", "settings": {"min_repeats": 4}},
+    ]
     sink = io.StringIO()
     worker.serve(io.StringIO("\n".join(map(json.dumps, requests)) + "\n"), sink, FakeModel, "fake", 1, FakeModel.clock)
     hello, first, second, third = map(json.loads, sink.getvalue().splitlines())

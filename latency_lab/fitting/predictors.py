@@ -1,0 +1,102 @@
+"""Fits the family predictors: physics by non-negative least squares, what is left by boosted trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_lab.fitting.points import Measured
+from latency_lab.profiles.predictor import Predictor, Trees, features, hull_point, work
+
+Floats = npt.NDArray[np.float64]
+
+MIN_FAMILY = 12
+MIN_TREES = 40
+
+
+def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, int]) -> Predictor:
+    """The predictor of one kind from its measured points, at least one.
+
+    Families of `MIN_FAMILY` points or more get coefficients of their own; trees need `MIN_TREES` points.
+    """
+    ops = [m.op for m in measured]
+    latency_ms = np.array([m.point.latency_ms for m in measured])
+    families = np.array([op.family for op in ops])
+    terms = work(ops, quanta)
+    coefficients = {"": _relative_nnls(terms, latency_ms)}
+    for family in sorted(set(families)):
+        rows = families == family
+        if rows.sum() >= MIN_FAMILY:
+            coefficients[family] = _relative_nnls(terms[rows], latency_ms[rows])
+    base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured))
+    if len(ops) < MIN_TREES:
+        return base
+    trees = _fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))
+    return Predictor(kind, quanta, coefficients, trees, base.cold, base.hull)
+
+
+def _relative_nnls(terms: Floats, latency_ms: Floats) -> tuple[float, ...]:
+    """argmin over x >= 0 of sum (terms @ x / t - 1)^2, columns scaled so that all count alike."""
+    from scipy.optimize import nnls
+
+    scale = np.maximum(np.abs(terms).max(axis=0), 1e-12)
+    found, _ = nnls(terms / scale / latency_ms[:, None], np.ones(len(latency_ms)))
+    if not found.any():
+        found[0] = latency_ms.mean() * scale[0]
+    return tuple(float(v) for v in found / scale)
+
+
+def _fit_cold(measured: Sequence[Measured], terms: Floats) -> tuple[float, ...] | None:
+    """Coefficients of cold - hot, for the points that have a cold time."""
+    from scipy.optimize import nnls
+
+    rows = [i for i, m in enumerate(measured) if m.point.cold_ms is not None]
+    if not rows:
+        return None
+    extra = np.array([max(0.0, (measured[i].point.cold_ms or 0.0) - measured[i].point.latency_ms) for i in rows])
+    weight = 1.0 / np.array([measured[i].point.latency_ms for i in rows])
+    chosen = terms[rows].copy()
+    chosen[:, 1] = 0.0  # a cold cache costs bytes, not multiply-adds
+    found, _ = nnls(chosen * weight[:, None], extra * weight)
+    return tuple(float(v) for v in found)
+
+
+def _hull(measured: Sequence[Measured]) -> dict[str, tuple[tuple[float, float], ...]]:
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for m in measured:
+        found.setdefault(m.op.family, []).append(hull_point(m.op))
+    return {
+        family: tuple((min(axis), max(axis)) for axis in zip(*points, strict=True))
+        for family, points in sorted(found.items())
+    }
+
+
+def _fit_trees(x: npt.NDArray[np.float32], y: Floats) -> Trees:
+    """Boosted trees by scikit-learn, taken apart into arrays."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    settings: dict[str, Any] = {"n_estimators": 150, "max_depth": 4, "learning_rate": 0.08, "subsample": 0.7}
+    model = GradientBoostingRegressor(**settings, max_features=0.5, min_samples_leaf=2, loss="huber", random_state=0)
+    model.fit(x, y)
+    names = ("feature", "threshold", "left", "right", "value")
+    parts: dict[str, list[Any]] = {name: [] for name in names}
+    roots, size, depth = [], 0, 0
+    start = float(model.init_.predict(x[:1])[0])
+    for i, tree in enumerate(estimator.tree_ for estimator in model.estimators_[:, 0]):
+        leaf = tree.children_left < 0
+        own = np.arange(tree.node_count)
+        roots.append(size)
+        parts["feature"].append(np.where(leaf, 0, tree.feature))
+        parts["threshold"].append(np.where(leaf, 0.0, tree.threshold))
+        parts["left"].append(np.where(leaf, own, tree.children_left) + size)
+        parts["right"].append(np.where(leaf, own, tree.children_right) + size)
+        values = model.learning_rate * tree.value[:, 0, 0] + (start if i == 0 else 0.0)
+        parts["value"].append(np.where(leaf, values, 0.0))
+        size, depth = size + tree.node_count, max(depth, int(tree.max_depth))
+    joined = {name: np.concatenate(parts[name]) for name in names}
+    arrays: dict[str, Any] = {name: joined[name].astype(np.int64) for name in ("feature", "left", "right")}
+    arrays |= {name: joined[name].astype(np.float64) for name in ("threshold", "value")}
+    return Trees(np.array(roots, np.int64), **arrays, depth=depth)

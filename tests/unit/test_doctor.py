@@ -1,0 +1,59 @@
+import itertools
+
+from latency_lab.profiling import doctor
+from latency_lab.profiling.doctor import standing_warnings, timing_warnings
+
+QUIET = {"load": 0.1}
+GOOD = {"cores": 4, "governor": "performance", "quota_cores": None}
+
+
+class FakeClock:
+    """Each sample takes one second of wall time and, in turn, these seconds of CPU time."""
+
+    def __init__(self, *cpu_seconds):
+        self.samples = itertools.cycle(cpu_seconds)
+        self.now = self.cpu_now = 0.0
+        self.inside = False
+
+    def wall(self):
+        self.now += 1.0
+        return self.now
+
+    def cpu(self):
+        self.cpu_now += next(self.samples) if self.inside else 0.0
+        self.inside = not self.inside
+        return self.cpu_now
+
+
+def test_a_quiet_machine_has_no_warnings():
+    assert standing_warnings(GOOD, QUIET) == []
+    assert timing_warnings(FakeClock(1.0)) == []
+
+
+def test_each_reason_is_named_with_numbers_and_what_to_do():
+    (load,) = standing_warnings(GOOD, {"load": 3.0})
+    assert "3.00 on 4 cores" in load
+    (governor,) = standing_warnings({**GOOD, "governor": "powersave"}, QUIET)
+    assert "'powersave'" in governor and "cpupower" in governor
+    (quota,) = standing_warnings({**GOOD, "quota_cores": 1.5}, QUIET)
+    assert "1.5 of 4 cores" in quota
+    (single,) = standing_warnings({**GOOD, "cores": 1}, {"load": None})
+    assert "one core" in single
+
+
+def test_lost_time_and_spread_are_seen():
+    (lost,) = timing_warnings(FakeClock(0.5))
+    assert "taken away for 50%" in lost
+    (spread,) = timing_warnings(FakeClock(1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    assert "2.00 times" in spread
+
+
+def test_a_runtime_that_does_not_start_is_reported_with_what_to_do():
+    from latency_lab.errors import MissingRuntimeError
+
+    def absent(name):
+        raise MissingRuntimeError(f"The runtime {name!r} is not installed. Run: pip install ...")
+
+    found = doctor(clock=FakeClock(1.0), start_worker=absent)
+    assert [check.works for check in found.runtimes] == [False, False]
+    assert "pip install" in str(found)

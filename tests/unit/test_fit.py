@@ -1,0 +1,195 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from latency_lab.errors import FileFormatError, UnmeasuredError
+from latency_lab.fitting import fit_profile
+from latency_lab.fitting.fusions import find_fusions, split
+from latency_lab.fitting.network import conformal_quantile
+from latency_lab.fitting.points import Measured
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiles import DeviceProfile, Point, load_profile
+from latency_lab.profiling import Task
+from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    rng = np.random.default_rng(1)
+    networks = [chain(rng.integers(4, 64, rng.integers(2, 9))) for _ in range(24)]
+    tasks = [*conv_tasks(), *(Task(network, "network") for network in networks)]
+    return fit_profile(write_journal(tmp_path_factory.mktemp("fit") / "pi.journal.jsonl", tasks))
+
+
+CONV = OpConfig("conv2d", height=14, width=14, kernel_size=(3, 3), activation="relu")
+
+
+def test_measured_points_are_exact_and_say_so(profile):
+    op = CONV.with_channels(32, 17)
+    (prediction,) = profile.predict([op])
+    assert prediction.source == "measured"
+    assert prediction.latency_ms == pytest.approx(op_ms(op))
+
+
+def test_unmeasured_channels_are_predicted_and_held_out_errors_are_small(profile):
+    ops = [CONV.with_channels(i, o) for i, o in ((23, 41), (50, 29), (9, 60))]
+    for op, prediction in zip(ops, profile.predict(ops), strict=True):
+        assert prediction.source == "predicted"
+        assert prediction.latency_ms == pytest.approx(op_ms(op), rel=0.06)
+        assert prediction.low_ms < prediction.latency_ms < prediction.high_ms
+    assert profile.holdout["conv2d k3x3 s1x1"]["median"] < 0.05
+
+
+def test_other_shapes_of_a_family_and_unknown_kinds(profile):
+    near = dataclasses.replace(CONV, height=14, width=13).with_channels(32, 32)
+    far = dataclasses.replace(CONV, height=112, width=112).with_channels(32, 32)
+    unknown = OpConfig("add", height=14, width=14, in_channels=8, out_channels=8, operands=2)
+    sources = [p.source for p in profile.predict([near, far, unknown])]
+    assert sources == ["predicted", "extrapolated", "bounded"]
+    assert profile.predict([unknown])[0].high_ms == float("inf")
+
+
+def test_the_step_is_found(profile):
+    steps = {(s["family"], s["axis"]): s["quantum"] for s in profile.steps}
+    assert steps["conv2d k3x3 s1x1", "out"] == 16
+    assert steps["conv2d k3x3 s1x1", "in"] == 1
+
+
+def test_the_network_correction_is_found(profile):
+    assert profile.network.a == pytest.approx(A, rel=0.03)
+    assert profile.network.b_ms == pytest.approx(B_MS, abs=1e-3)
+    assert profile.network.half_width < 0.05
+    assert len(profile.network.residuals) == 24
+    unseen = chain([30, 40, 50])
+    assert profile.latency_ms([op for op, _ in unseen.nodes]) == pytest.approx(network_ms(unseen, ()), rel=0.05)
+
+
+def test_chord_stands_on_step_edges_from_zero(profile):
+    grid = profile.grid(CONV.with_channels(32, 50))
+    assert list(grid.out_knots) == [0, 16, 32, 48, 50]
+    assert grid.in_knots[0] == 0
+    assert (grid.values_ms[0] == 0).all()
+    assert (grid.values_ms[:, 0] == 0).all()
+    assert grid.values_ms[-1, 2] == pytest.approx(op_ms(CONV.with_channels(32, 32)))
+    assert grid.sources[-1][2] == "measured"
+    assert (np.diff(grid.in_knots) > 0).all()
+
+
+def test_a_kind_with_one_width_has_one_out_knot(profile):
+    dense = profile.grid(OpConfig("dense", in_channels=40, out_channels=10))
+    assert dense.values_ms.shape == (len(dense.in_knots), len(dense.out_knots))
+    add = profile.grid(OpConfig("add", height=4, width=4, in_channels=40, out_channels=40, operands=2))
+    assert list(add.out_knots) == [1.0]
+
+
+def test_profile_survives_its_file_to_the_bit(profile, tmp_path):
+    path = tmp_path / "pi.json"
+    profile.save(path)
+    again = load_profile(path)
+    assert again.digest == profile.digest
+    assert again.to_json() == profile.to_json()
+    ops = [CONV.with_channels(23, 41), dataclasses.replace(CONV, height=112).with_channels(8, 9)]
+    assert again.predict(ops) == profile.predict(ops)
+
+
+def test_the_schema_is_json_schema_and_agrees_with_our_check(profile):
+    jsonschema = pytest.importorskip("jsonschema")
+    from importlib import resources
+
+    schema = json.loads(resources.files("latency_lab.profiles").joinpath("schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(profile.to_json(), schema)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: d["network"].update(a="1"), r"Expected number, got string - at \$\.network\.a"),
+        (lambda d: d.pop("tables"), r"Expected a value 'tables', found none - at \$"),
+        (
+            lambda d: d["tables"][0]["points"][0].pop(),
+            r"Expected 7 to 7 items, got 6 - at \$\.tables\[0\]\.points\[0\]",
+        ),
+        (lambda d: d.update(version=9), r"Expected one of \[1\], got 9 - at \$\.version"),
+        (lambda d: d.update(extra=1), r"Unexpected value 'extra' - at \$"),
+        (lambda d: d["tables"][0]["op"].update(kind="nonsense"), "Not an operation"),
+        (lambda d: d["predictors"]["conv2d"]["trees"]["left"].__setitem__(0, 10**6), "Expected indices from 0"),
+    ],
+)
+def test_a_wrong_file_says_where_and_why(profile, tmp_path, spoil, message):
+    data = json.loads(json.dumps(profile.to_json()))
+    spoil(data)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(FileFormatError, match=message):
+        load_profile(path)
+
+
+def test_a_missing_profile_names_what_there_is(tmp_path):
+    with pytest.raises(FileFormatError, match="no shipped profile 'nothing-like-it'"):
+        load_profile("nothing-like-it")
+    with pytest.raises(FileFormatError, match="Cannot read a device profile"):
+        load_profile(tmp_path / "none.json")
+
+
+def test_failed_operations_are_named_in_the_profile(tmp_path):
+    tasks = conv_tasks()
+    journal = write_journal(tmp_path / "j.jsonl", tasks, failures={tasks[0].key})
+    found = fit_profile(journal, name="x")
+    assert found.journal["failed"] == {tasks[0].key: "it cannot"}
+    assert found.predict([tasks[0].network.nodes[0][0]])[0].source == "predicted"
+    with pytest.raises(UnmeasuredError, match="it cannot"):
+        fit_profile(write_journal(tmp_path / "k.jsonl", tasks[:1], failures={tasks[0].key}))
+
+
+def _timed(op, ms, noise=0.0):
+    return Measured(op, Point(op.in_channels, op.out_channels, ms, ms, ms + noise))
+
+
+def test_fusions_are_seen_refused_or_left_open():
+    conv = OpConfig("conv2d", height=8, width=8, in_channels=8, out_channels=8)
+    merged = dataclasses.replace(conv, activation="gelu")
+    ((rule, first, second),) = split(merged)
+    assert (rule, first) == ("conv2d+gelu", conv)
+    assert second.kind == "activation"
+    parts = [_timed(conv, 1.0), _timed(second, 0.5)]
+    assert find_fusions([*parts, _timed(merged, 1.05)], (), ()) == {"conv2d+gelu"}
+    assert find_fusions([*parts, _timed(merged, 1.5)], (), ()) == frozenset()
+    noisy = [_timed(conv, 1.0, noise=0.3), _timed(second, 0.5), _timed(merged, 1.05)]
+    assert find_fusions(noisy, (), ()) == frozenset()
+    assert find_fusions(noisy, {"a+b"}, {"conv2d+gelu"}) == {"a+b", "conv2d+gelu"}
+
+
+def test_split_of_pads_and_residuals():
+    pad = OpConfig(
+        "conv2d",
+        height=8,
+        width=8,
+        in_channels=4,
+        out_channels=8,
+        kernel_size=(3, 3),
+        padding=((1, 1), (1, 1)),
+        residual=True,
+    )
+    found = {rule: (first, second) for rule, first, second in split(pad)}
+    assert set(found) == {"conv2d+add", "pad+conv2d"}
+    first, second = found["pad+conv2d"]
+    assert (second.kind, second.output_height, first.height, first.padding) == ("pad", 10, 10, "valid")
+    assert first.output_height == pad.output_height
+    assert found["conv2d+add"][1].operands == 2
+
+
+def test_conformal_quantile():
+    assert conformal_quantile(np.arange(1, 10) / 10, 0.9) == 0.9
+    assert conformal_quantile(np.arange(1, 20) / 20, 0.9) == 0.9
+    assert conformal_quantile([0.3, 0.1], 0.9) == 0.3
+
+
+def test_unknown_runtime_of_networks_is_no_surprise(tmp_path):
+    few = fit_profile(write_journal(tmp_path / "few.jsonl", conv_tasks()))
+    assert few.network.half_width == 0.5
+    assert isinstance(few, DeviceProfile)
+    assert few.network.latency_ms([CONV], [2.0]) == 2.0
+    assert Network.of(CONV).outputs == (0,)

@@ -1,0 +1,68 @@
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiles import fuse, fused_network
+
+IMAGE = {"height": 8, "width": 8}
+CONV = OpConfig("conv2d", **IMAGE, in_channels=4, out_channels=4, kernel_size=(3, 3), use_bias=False)
+BN = OpConfig("batch_norm", **IMAGE, in_channels=4, out_channels=4)
+RELU = OpConfig("activation", **IMAGE, in_channels=4, out_channels=4, activation="relu")
+ADD = OpConfig("add", **IMAGE, in_channels=4, out_channels=4, operands=2)
+RULES = {"conv2d+batch_norm", "conv2d+relu", "add+relu"}
+RESIDUAL = Network(
+    ((CONV, (-1,)), (BN, (0,)), (RELU, (1,)), (CONV, (2,)), (BN, (3,)), (ADD, (4, 2)), (RELU, (5,))), "residual"
+)
+
+
+def test_a_residual_block_without_fused_add():
+    kernels = fuse(RESIDUAL, RULES)
+    assert [k.op.kind for k in kernels] == ["conv2d", "conv2d", "add"]
+    assert [k.op.activation for k in kernels] == ["relu", None, "relu"]
+    assert [k.nodes for k in kernels] == [(0, 1, 2), (3, 4), (5, 6)]
+    assert [k.inputs for k in kernels] == [(-1,), (0,), (1, 0)]
+    assert kernels[0].op.use_bias
+
+
+def test_a_residual_block_with_fused_add():
+    kernels = fuse(RESIDUAL, RULES | {"conv2d+add"})
+    assert [k.op.kind for k in kernels] == ["conv2d", "conv2d"]
+    assert kernels[1].op.residual
+    assert kernels[1].op.activation == "relu"
+    assert kernels[1].nodes == (3, 4, 5, 6)
+    assert kernels[1].inputs == (0, 0)
+
+
+def test_what_two_nodes_read_is_not_swallowed():
+    network = Network(((CONV, (-1,)), (RELU, (0,)), (ADD, (0, 1))))
+    assert [k.op.kind for k in fuse(network, RULES)] == ["conv2d", "activation", "add"]
+
+
+def test_no_rules_no_merges_and_every_node_is_in_one_kernel():
+    assert [k.nodes for k in fuse(RESIDUAL, ())] == [(i,) for i in range(7)]
+    for rules in (RULES, RULES | {"conv2d+add"}):
+        assert sorted(i for k in fuse(RESIDUAL, rules) for i in k.nodes) == list(range(7))
+
+
+def test_a_pad_becomes_the_convs_own_padding():
+    pad = OpConfig("pad", **IMAGE, in_channels=4, out_channels=4, padding=((0, 1), (0, 1)))
+    conv = OpConfig(
+        "conv2d", height=9, width=9, in_channels=4, out_channels=4, kernel_size=(3, 3), strides=(2, 2), padding="valid"
+    )
+    network = Network(((pad, (-1,)), (conv, (0,))))
+    (kernel,) = fuse(network, {"pad+conv2d"})
+    assert (kernel.op.height, kernel.op.pads) == (8, ((0, 1), (0, 1)))
+    assert kernel.op.output_height == conv.output_height
+    assert (kernel.main, kernel.nodes) == (1, (0, 1))
+
+
+def test_a_runtime_that_works_channels_first_transposes_each_image_once():
+    kernels = fuse(RESIDUAL, RULES | {"input+transpose"})
+    assert [k.op.kind for k in kernels] == ["transpose", "conv2d", "conv2d", "add"]
+    assert (kernels[0].nodes, kernels[0].main, kernels[0].op.in_channels) == ((), 0, 4)
+    assert [k.inputs for k in kernels] == [(-1,), (0,), (1,), (2, 1)]
+    dense = Network(((OpConfig("dense", in_channels=4, out_channels=2), (-1,)),))
+    assert [k.op.kind for k in fuse(dense, {"input+transpose"})] == ["dense"]
+
+
+def test_fused_network_is_a_network_of_the_kernels():
+    network = fused_network(RESIDUAL, RULES | {"input+transpose"})
+    assert [op.kind for op, _ in network.nodes] == ["conv2d", "conv2d", "add"]
+    assert network.outputs == (2,)
