@@ -110,8 +110,7 @@ def timing_warnings(clock: Any) -> list[str]:
         cpu_start, start = clock.cpu(), clock.wall()
         for _ in range(3):
             np.sort(block, axis=1)
-        if i >= 0:
-            wall[i], cpu[i] = clock.wall() - start, clock.cpu() - cpu_start
+        wall[max(i, 0)], cpu[max(i, 0)] = clock.wall() - start, clock.cpu() - cpu_start
     found = []
     lost = 1 - float(cpu.sum() / wall.sum())
     if lost > LOST_SHARE:

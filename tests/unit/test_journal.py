@@ -5,7 +5,7 @@ import pytest
 from latency_lab.errors import EnvironmentMismatchError, FileFormatError
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling import Journal, Protocol, Task, profile
-from latency_lab.profiling.transport import WorkerDied
+from latency_lab.profiling.transport import WorkerDiedError
 
 IDENTITY = {"cpu": "x", "threads": 1, "runtime": "litert", "precision": "float32"}
 SUMMARY = {"min": 0.5, "deciles": [0.5] * 9, "median": 0.5}
@@ -27,7 +27,15 @@ class FakeWorker:
         type(self).blocks += 1
         if self.stop_after is not None and type(self).blocks > self.stop_after:
             raise KeyboardInterrupt
-        return {"id": 0, "status": "ok", "count": 3, "repeats": 1, "wall_ms": SUMMARY, "cpu_ms": SUMMARY, "cold_ms": None}
+        return {
+            "id": 0,
+            "status": "ok",
+            "count": 3,
+            "repeats": 1,
+            "wall_ms": SUMMARY,
+            "cpu_ms": SUMMARY,
+            "cold_ms": None,
+        }
 
     def close(self):
         pass
@@ -73,7 +81,7 @@ def test_a_worker_that_dies_costs_one_operation_and_is_replaced(tmp_path):
     class Dying(FakeWorker):
         def block(self, path, settings):
             if path.endswith("/0.tflite"):
-                raise WorkerDied("the worker died: signal SIGABRT")
+                raise WorkerDiedError("the worker died: signal SIGABRT")
             return super().block(path, settings)
 
     journal = profile(OPS, runtime="litert", journal=tmp_path / "j.jsonl", start_worker=Dying)
@@ -84,7 +92,16 @@ def test_a_worker_that_dies_costs_one_operation_and_is_replaced(tmp_path):
 
 
 def test_an_operation_that_cannot_be_built_is_failed_with_the_reason(tmp_path):
-    bad = OpConfig("depthwise_conv2d", height=8, width=8, in_channels=4, out_channels=4, kernel_size=(3, 3), dilation=(2, 2), strides=(2, 2))
+    bad = OpConfig(
+        "depthwise_conv2d",
+        height=8,
+        width=8,
+        in_channels=4,
+        out_channels=4,
+        kernel_size=(3, 3),
+        dilation=(2, 2),
+        strides=(2, 2),
+    )
     journal = profile([OPS[0], bad], runtime="litert", journal=tmp_path / "j.jsonl", start_worker=FakeWorker)
     assert "strided and dilated" in journal.failures[bad.key]
     assert len(journal.blocks[OPS[0].key]) == 5
@@ -103,7 +120,9 @@ def test_wrong_files_are_named_with_the_line(tmp_path):
     path = tmp_path / "j.jsonl"
     with pytest.raises(FileFormatError, match="Cannot read a journal"):
         Journal.load(path)
-    path.write_text('{"key": "environment", "round": -1, "status": "header", "identity": {"a": 1}, "protocol": {}}\nnonsense\n')
+    path.write_text(
+        '{"key": "environment", "round": -1, "status": "header", "identity": {"a": 1}, "protocol": {}}\nnonsense\n'
+    )
     with pytest.raises(FileFormatError, match="line 2"):
         Journal.load(path)
     path.write_text("\n")

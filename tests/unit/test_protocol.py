@@ -6,7 +6,12 @@ from latency_lab.profiling.protocol import block_latency_ms
 
 
 def block(wall, cpu=None, round_=0, cold=None):
-    found = {"round": round_, "count": 3, "wall_ms": {"min": wall, "deciles": [wall] * 9, "median": wall * 2}, "cpu_ms": None}
+    found = {
+        "round": round_,
+        "count": 3,
+        "wall_ms": {"min": wall, "deciles": [wall] * 9, "median": wall * 2},
+        "cpu_ms": None,
+    }
     if cpu is not None:
         found["cpu_ms"] = {"min": cpu, "deciles": [cpu] * 9, "median": cpu}
     found["cold_ms"] = None if cold is None else {"min": cold, "deciles": [cold] * 9, "median": cold}
