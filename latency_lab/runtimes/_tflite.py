@@ -108,7 +108,7 @@ class _Builder(flatbuffers.Builder):
         self.Prep(_ALIGNMENT, x.nbytes)
         self.StartVector(1, x.size, 1)
         self.head -= x.nbytes
-        self.Bytes[self.head : self.head + x.nbytes] = memoryview(x)
+        self.Bytes[self.head : self.head + x.nbytes] = x.data
         return self.EndVector()
 
 
