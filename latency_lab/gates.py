@@ -1,0 +1,199 @@
+"""Keras layers that open and close channels, and the models that hold them.
+
+A mask is one vector over all slots of a channel graph. One source layer makes it, once a step; each tensor of
+shrinkable channels is multiplied by it just before a layer that mixes channels, so that a closed channel is exactly
+absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from latency_lab.graph import ChannelGraph
+from latency_lab.graph.keras_walk import Call, Value, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.structure import Structure
+
+_MIXING = frozenset({"Conv2D", "Dense", "SeparableConv2D"})
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class ChannelMask(keras.layers.Layer):
+    """Multiplies the channels of a tensor by their entries of a mask vector.
+
+        y[..., c] = x[..., c] * mask[slots[c]], and x[..., c] where slots[c] is -1
+
+    Args:
+        slots: [channels] the slot of each channel of x; -1: always open.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(self, slots: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.slots = [int(slot) for slot in slots]
+
+    def call(self, inputs: Any) -> Any:
+        """inputs: [x (batch, ..., channels), mask (slots,)]. Returns the shape of x."""
+        x, mask = inputs
+        mask = ops.cast(ops.concatenate([mask, ops.ones((1,), dtype=mask.dtype)]), x.dtype)
+        slots = np.array(self.slots, dtype=np.int32)
+        return x * ops.take(mask, np.where(slots < 0, mask.shape[0] - 1, slots), axis=0)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of x."""
+        return input_shape[0]
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "slots": self.slots}
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class FixedMask(keras.layers.Layer):
+    """A mask vector that does not change.
+
+    Args:
+        mask: [slots] 0 or 1 each.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(self, mask: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.mask = [int(value) for value in mask]
+
+    def call(self, anchor: Any) -> Any:
+        """anchor: any tensor of the model, unread. Returns the mask, (slots,)."""
+        return ops.convert_to_tensor(self.mask, dtype="float32")
+
+    def compute_output_spec(self, anchor: Any) -> Any:
+        """(slots,), float32."""
+        return keras.KerasTensor((len(self.mask),), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "mask": self.mask}
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class Gates(keras.layers.Layer):
+    """One logit a channel of each group, and the mask drawn from them.
+
+        logit = initial + scale * raw
+        training:  z = sigmoid((logit + log(u) - log(1 - u)) / temperature),  mask = [z > 1/2] forward, z backward
+        inference: mask = [logit > 0]
+
+    The most open channel of each group is always open. The weight `raw` is named "logits" and starts at 0.
+
+    Args:
+        sizes: channels of each group; slots are numbered group after group.
+        initial: log-odds of an open channel at the start.
+        scale: how much faster logits move than the weights of the network.
+        temperature: of the relaxed sample.
+        seed: of the noise.
+
+    Source: FiGS, arXiv 2006.09581; straight-through relaxation as in arXiv 1611.00712.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        initial: float = 2.5,
+        scale: float = 30.0,
+        temperature: float = 0.66,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.sizes = [int(size) for size in sizes]
+        self.initial = float(initial)
+        self.scale = float(scale)
+        self.temperature = float(temperature)
+        self.seed = seed
+        self._noise = keras.random.SeedGenerator(seed)
+        self._group_of = np.repeat(np.arange(len(self.sizes), dtype=np.int32), self.sizes)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weight, [slots]."""
+        self.raw = self.add_weight(shape=(sum(self.sizes),), initializer="zeros", name="logits", dtype="float32")
+        self.built = True
+
+    def open_logits(self) -> Any:
+        """[slots] log-odds of each channel being open."""
+        return self.initial + self.scale * ops.convert_to_tensor(self.raw)
+
+    def call(self, anchor: Any, training: bool = False) -> Any:
+        """anchor: any tensor of the model, unread. Returns the mask, (slots,)."""
+        logits = self.open_logits()
+        always = self._most_open(logits)
+        if not training:
+            return ops.maximum(ops.cast(logits > 0, "float32"), always)
+        u = keras.random.uniform(ops.shape(logits), 1e-6, 1 - 1e-6, seed=self._noise)
+        z = ops.sigmoid((logits + ops.log(u) - ops.log(1 - u)) / self.temperature)
+        hard = ops.maximum(ops.cast(z > 0.5, "float32"), always)
+        return z + ops.stop_gradient(hard - z)
+
+    def _most_open(self, logits: Any) -> Any:
+        """[slots] 1 for the channel of each group with the largest logit, the first of equals."""
+        groups, count = self._group_of, len(self.sizes)
+        places = np.arange(len(groups), dtype=np.int32)
+        largest = ops.take(ops.segment_max(logits, groups, num_segments=count), groups, axis=0)
+        candidates = ops.where(logits >= largest, -places, -len(groups))
+        first = ops.take(ops.segment_max(candidates, groups, num_segments=count), groups, axis=0)
+        return ops.stop_gradient(ops.cast(ops.equal(first, -places), "float32"))
+
+    def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
+        """(slots,), float32."""
+        return keras.KerasTensor((sum(self.sizes),), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        own = {name: getattr(self, name) for name in ("sizes", "initial", "scale", "temperature", "seed")}
+        return {**super().get_config(), **own}
+
+
+def insert_masks(model: Any, graph: ChannelGraph, source: Any) -> Any:
+    """A copy of a model in which a mask decides which channels are there.
+
+    Args:
+        model: a Keras model; it is not changed. Gates that it has are left out.
+        graph: its channel graph.
+        source: the layer that makes the mask, (slots,) (`Gates`, `FixedMask`). Called once, on the first input.
+
+    Returns:
+        a functional model of the same layer names and weights. Each tensor of shrinkable channels is multiplied by the
+        mask once, in a layer "<name of the first reader>_mask".
+    """
+    wired = wiring(model)
+    inputs = fresh_inputs(wired)
+    mask = source(keras.tree.flatten(inputs)[0])
+    masked_tensors: dict[int, Any] = {}
+
+    def feed(call: Call, value: Value, tensor: Any) -> Any:
+        channels = graph.layer_channels.get(call.name)
+        if channels is None or type(call.layer).__name__ not in _MIXING or not np.any(channels.in_ids >= 0):
+            return tensor
+        if id(value) not in masked_tensors:
+            masked_tensors[id(value)] = ChannelMask(channels.in_ids.tolist(), name=f"{call.name}_mask")([tensor, mask])
+        return masked_tensors[id(value)]
+
+    result = rebuild(wired, inputs, copy_layer, feed)
+    copy_weights(wired, result)
+    return result
+
+
+def masked(model: Any, structure: Structure) -> Any:
+    """A copy of a model whose closed channels are multiplied by 0: gives what `shrink` gives, at full size.
+
+    Raises:
+        StructureError: the structure belongs to another model.
+    """
+    graph = ChannelGraph.from_model(model)
+    return insert_masks(model, graph, FixedMask(structure.mask(graph).tolist(), name="mask"))

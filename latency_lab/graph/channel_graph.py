@@ -1,0 +1,222 @@
+"""The operations of one model, and the groups of channels that their widths are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_lab.errors import UsageError
+from latency_lab.extras import missing
+from latency_lab.graph.channels import Group, Ids, Pinned
+from latency_lab.graph.explain import Explanation
+from latency_lab.ops import Network, OpConfig
+
+Widths = Mapping[str, int] | Sequence[int] | npt.NDArray[Any] | None
+Floats = npt.NDArray[np.float64]
+
+
+class Weights(NamedTuple):
+    """How many numbers a layer holds: const + per_in * in_channels + per_out * out_channels + per_in_out * both.
+
+    Everything that `model.count_params()` counts: kernels, biases, and all four vectors of a batch norm.
+    """
+
+    const: float = 0.0
+    per_in: float = 0.0
+    per_out: float = 0.0
+    per_in_out: float = 0.0
+
+
+NO_WEIGHTS = Weights()
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the model.
+
+    Attributes:
+        name: the layer's name, with ".depthwise" or ".activation" where one layer is several operations.
+        op: at full widths.
+        inputs: i >= 0 the output of node i; i < 0 the network input -1 - i.
+        layer: name of the Keras layer.
+        weights: number of weights as a polynomial of the node's channels.
+    """
+
+    name: str
+    op: OpConfig
+    inputs: tuple[int, ...]
+    layer: str
+    weights: Weights = NO_WEIGHTS
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A layer that is no operation we have a cost for: listed, never dropped.
+
+    Attributes:
+        name, layer_class: which layer.
+        input_bytes, output_bytes: at full widths, batch 1, 4 bytes a number.
+    """
+
+    name: str
+    layer_class: str
+    input_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerChannels:
+    """Which slot each channel of a layer belongs to; -1: it always stays.
+
+    Attributes:
+        in_ids: [in_channels] of the layer's input (a dense layer after a flatten: of all its features).
+        out_ids: [out_channels] of its output.
+    """
+
+    in_ids: Ids
+    out_ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Operations, channel groups, and the maps from group widths to the channels of each operation.
+
+        in_channels  = in_map @ widths + in_const
+        out_channels = out_map @ widths + out_const
+
+    Attributes:
+        nodes: operations in topological order.
+        groups: shrinkable groups, in graph order. A slot is a channel of a group; slots are numbered group after group.
+        pinned: groups that cannot shrink, with reasons.
+        in_map, out_map: [nodes, groups] channels of a node for a channel of a group.
+        in_const, out_const: [nodes] channels that always stay.
+        input_shapes: (height, width, channels) of network input -1, -2, ...: the model's own inputs, then outputs of
+            unknown layers.
+        layer_channels: layer name -> slots of its channels.
+        unknown: layers without an operation; `unknown_parameters` numbers of weights in them.
+        model_name: for messages; no part of the identity.
+
+    Example:
+        >>> import keras
+        >>> from latency_lab.graph import ChannelGraph
+        >>> x = keras.Input((8, 8, 3))
+        >>> y = keras.layers.Conv2D(16, 3, name="conv")(x)
+        >>> y = keras.layers.Dense(10, name="head")(keras.layers.GlobalAveragePooling2D(name="pool")(y))
+        >>> graph = ChannelGraph.from_model(keras.Model(x, y))
+        >>> graph.groups
+        (Group(name='conv', size=16, members=('conv',)),)
+        >>> [op.key for op in graph.op_configs({"conv": 5})][0]
+        'conv2d 8x8 k3x3 s1x1 valid bias float32 3->5'
+    """
+
+    nodes: tuple[Node, ...]
+    groups: tuple[Group, ...]
+    pinned: tuple[Pinned, ...]
+    in_map: Floats
+    out_map: Floats
+    in_const: Floats
+    out_const: Floats
+    input_shapes: tuple[tuple[int, int, int], ...]
+    layer_channels: Mapping[str, LayerChannels]
+    unknown: tuple[Unknown, ...] = ()
+    unknown_parameters: int = 0
+    model_name: str = ""
+
+    @classmethod
+    def from_model(cls, model: Any) -> ChannelGraph:
+        """The graph of a Keras model, or of a .keras file. Operations are read at batch 1 in float32.
+
+        Raises:
+            UnsupportedModelError: the model cannot be read: subclassed, not built, channels first, open sizes.
+            MissingRuntimeError: keras is not installed.
+        """
+        try:
+            from latency_lab.graph.keras_kinds import read
+        except ModuleNotFoundError as error:
+            raise missing(error, "ChannelGraph.from_model") or error from error
+        return read(model)
+
+    # ---- widths -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def full_widths(self) -> Floats:
+        """[groups] the width of each group with all channels open."""
+        return np.array([group.size for group in self.groups], dtype=np.float64)
+
+    @cached_property
+    def offsets(self) -> Ids:
+        """[groups + 1] the first slot of each group; the last entry is the number of slots."""
+        return np.concatenate([[0], np.cumsum([group.size for group in self.groups])]).astype(np.int64)
+
+    @property
+    def slots(self) -> int:
+        """Number of shrinkable channels: the length of a mask."""
+        return int(self.offsets[-1])
+
+    def widths(self, widths: Widths = None) -> npt.NDArray[np.int64]:
+        """[groups] integer widths from a vector, a mapping by group name (others full), or None for full.
+
+        Raises:
+            UsageError: a group is unknown, or a width is not an integer in 1..size.
+        """
+        if widths is None:
+            return self.full_widths.astype(np.int64)
+        if isinstance(widths, Mapping):
+            names = [group.name for group in self.groups]
+            for name in widths:
+                if name not in names:
+                    raise UsageError(f"The graph has no group {name!r}. Expected one of {names}.")
+            values = np.array([widths.get(group.name, group.size) for group in self.groups])
+        else:
+            values = np.asarray(widths)
+        if values.shape != (len(self.groups),):
+            raise UsageError(f"Expected {len(self.groups)} widths, one a group. Received: shape {values.shape}")
+        for group, value in zip(self.groups, values.tolist(), strict=True):
+            if value != int(value) or not 1 <= value <= group.size:
+                raise UsageError(
+                    f"The width of group {group.name!r} must be an integer in 1..{group.size}. Received: {value}"
+                )
+        return values.astype(np.int64)
+
+    def op_configs(self, widths: Widths = None) -> tuple[OpConfig, ...]:
+        """The operation of each node at these integer widths (see `widths`)."""
+        values = self.widths(widths)
+        ins = np.rint(self.in_map @ values + self.in_const).astype(int).tolist()
+        outs = np.rint(self.out_map @ values + self.out_const).astype(int).tolist()
+        return tuple(node.op.with_channels(i, o) for node, i, o in zip(self.nodes, ins, outs, strict=True))
+
+    def network(self, widths: Widths = None) -> Network:
+        """The operations at these widths, wired."""
+        ops = self.op_configs(widths)
+        return Network(tuple((op, node.inputs) for op, node in zip(ops, self.nodes, strict=True)), self.model_name)
+
+    # ---- identity and explanation -----------------------------------------------------------------------------
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the architecture: the same for a model, its trained weights, and its gated clone."""
+        content = [
+            [[n.name, n.op.key, list(n.inputs), list(n.weights)] for n in self.nodes],
+            [[g.name, g.size, g.members] for g in self.groups],
+            [[p.name, p.size, p.members] for p in self.pinned],
+            [[u.name, u.layer_class] for u in self.unknown],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def explain(self) -> Explanation:
+        """Every group, shrinkable or why not, and every layer without a cost."""
+        return Explanation(
+            self.model_name,
+            self.digest,
+            len(self.nodes),
+            self.groups,
+            self.pinned,
+            tuple((u.name, u.layer_class) for u in self.unknown),
+        )

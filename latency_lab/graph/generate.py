@@ -1,0 +1,214 @@
+"""Random networks of common blocks, to calibrate and to check what is said about whole networks.
+
+A network is given as a model is read: conv, batch norm and activation apart, before any fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from latency_lab.errors import UsageError
+from latency_lab.ops import Network, OpConfig
+
+_RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
+_MAX_WIDTH = 512
+_MIN_SIZE = 8
+_MAX_BLOCKS = 32
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    source: int
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass
+class _Stack:
+    """Nodes so far."""
+
+    nodes: list[tuple[OpConfig, tuple[int, ...]]] = field(default_factory=list)
+
+    @property
+    def macs(self) -> int:
+        return sum(op.macs for op, _ in self.nodes)
+
+    def add(self, kind: str, x: _Tensor, *others: _Tensor, out: int | None = None, **static: object) -> _Tensor:
+        """One node of this kind on x (and others); `out` channels where they differ from those of x."""
+        out = out or x.channels
+        op = OpConfig(kind, height=x.height, width=x.width, in_channels=x.channels, out_channels=out, **static)  # type: ignore[arg-type]
+        if kind == "concatenate":
+            total = sum(t.channels for t in (x, *others))
+            op = op.with_channels(total, total)
+        self.nodes.append((op, tuple(t.source for t in (x, *others))))
+        return _Tensor(len(self.nodes) - 1, op.output_height, op.output_width, op.out_channels)
+
+    def conv(
+        self, x: _Tensor, out: int, size: int = 3, stride: int = 1, act: str | None = "relu", padding: str = "same"
+    ) -> _Tensor:
+        """Conv, batch norm, activation."""
+        x = self.add(
+            "conv2d", x, out=out, kernel_size=(size, size), strides=(stride, stride), padding=padding, use_bias=False
+        )
+        return self.norm(x, act)
+
+    def depthwise(self, x: _Tensor, size: int = 3, stride: int = 1, act: str | None = "relu") -> _Tensor:
+        """Depthwise conv, batch norm, activation."""
+        x = self.add("depthwise_conv2d", x, kernel_size=(size, size), strides=(stride, stride), use_bias=False)
+        return self.norm(x, act)
+
+    def norm(self, x: _Tensor, act: str | None) -> _Tensor:
+        x = self.add("batch_norm", x)
+        return self.add("activation", x, activation=act) if act else x
+
+
+_Block = Callable[[_Stack, np.random.Generator, _Tensor, int, int, str], _Tensor]
+"""(stack, rng, input, channels, stride, activation) -> output."""
+
+
+def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 400e6)) -> Network:
+    """One network: a stem, blocks of a few kinds at falling resolution and growing width, global pooling and dense.
+
+    Args:
+        rng: the same generator state gives the same network.
+        macs: least and most multiply-adds; the network's are spread evenly between their logarithms.
+
+    Returns:
+        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted residuals).
+
+    Raises:
+        UsageError: no network was found within the bounds.
+
+    Example:
+        >>> import numpy as np
+        >>> from latency_lab.graph.generate import random_network
+        >>> network = random_network(np.random.default_rng(0))
+        >>> 10e6 <= sum(op.macs for op, _ in network.nodes) <= 400e6
+        True
+    """
+    low, high = macs
+    for _ in range(_TRIES):
+        network = _draw(rng, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+        if low <= sum(op.macs for op, _ in network.nodes) <= high:
+            return network
+    raise UsageError(f"Found no network of {low:.3g} to {high:.3g} multiply-adds. Give `macs` a wider range.")
+
+
+def _draw(rng: np.random.Generator, goal: float) -> Network:
+    """A network of about `goal` multiply-adds."""
+    stack = _Stack()
+    size = int(rng.choice(_RESOLUTIONS))
+    act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu"]))
+    width = _round(rng.uniform(8, 48))
+    x = stack.conv(_Tensor(-1, size, size, 3), width, 3, 2 if size >= 32 else 1, act)
+    kinds = rng.choice(sorted(_BLOCKS), size=int(rng.integers(1, 4)), replace=False)
+    for _ in range(_MAX_BLOCKS):
+        if stack.macs >= goal:
+            break
+        stride = 2 if x.height >= 2 * _MIN_SIZE and rng.random() < (0.7 if x.height > 56 else 0.3) else 1
+        if stride == 2 or rng.random() < 0.2:
+            width = min(_round(width * rng.uniform(1.1, 2.0)), _MAX_WIDTH)
+        before = len(stack.nodes)
+        y = _BLOCKS[str(rng.choice(kinds))](stack, rng, x, width, stride, act)
+        if stack.macs > 1.2 * goal and before > 3:
+            del stack.nodes[before:]
+            break
+        x = y
+    x = stack.add("global_avg_pool", x)
+    stack.add("dense", x, out=int(rng.choice([10, 100, 1000])))
+    return Network(tuple(stack.nodes), "random " + "+".join(kinds))
+
+
+# ---- blocks -----------------------------------------------------------------------------------------------------
+
+
+def _plain(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    x = stack.conv(x, channels, int(rng.choice([1, 3, 3, 3, 5])), 1, act)
+    if stride == 1:
+        return x
+    kind = str(rng.choice(["max_pool", "avg_pool"]))
+    size = int(rng.choice([2, 3]))
+    return stack.add(kind, x, kernel_size=(size, size), strides=(2, 2), padding="same")
+
+
+def _residual(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    y = stack.conv(stack.conv(x, channels, 3, stride, act), channels, 3, 1, None)
+    return _joined(stack, x, y, stride, act)
+
+
+def _bottleneck(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    inner = _round(channels / 4)
+    y = stack.conv(stack.conv(x, inner, 1, 1, act), inner, 3, stride, act)
+    return _joined(stack, x, stack.conv(y, channels, 1, 1, None), stride, act)
+
+
+def _joined(stack: _Stack, x: _Tensor, y: _Tensor, stride: int, act: str) -> _Tensor:
+    if stride != 1 or x.channels != y.channels:
+        x = stack.conv(x, y.channels, 1, stride, None)
+    return stack.add("activation", stack.add("add", x, y, operands=2), activation=act)
+
+
+def _inverted(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    y = stack.conv(x, x.channels * int(rng.choice([3, 4, 6])), 1, 1, act)
+    y = stack.depthwise(y, int(rng.choice([3, 3, 5])), stride, act)
+    if rng.random() < 0.3:
+        y = _squeeze_excite(stack, rng, y)
+    y = stack.conv(y, channels, 1, 1, None)
+    return stack.add("add", x, y, operands=2) if stride == 1 and x.channels == channels else y
+
+
+def _squeeze_excite(stack: _Stack, rng: np.random.Generator, x: _Tensor) -> _Tensor:
+    kind = str(rng.choice(["conv2d", "dense"]))
+    s = stack.add("global_avg_pool", x)
+    s = stack.add("activation", stack.add(kind, s, out=_round(x.channels / 8)), activation="relu")
+    s = stack.add(kind, s, out=x.channels)
+    s = stack.add("activation", s, activation=str(rng.choice(["sigmoid", "hard_sigmoid"])))
+    return stack.add("multiply", x, s, operands=2, broadcast=True)
+
+
+def _separable(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    x = stack.depthwise(x, int(rng.choice([3, 3, 5])), stride, str(act))
+    return stack.conv(x, channels, 1, 1, act)
+
+
+def _dense_block(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    for _ in range(int(rng.integers(2, 5))):
+        y = stack.conv(x, _round(channels / 4), 3, 1, act)
+        x = stack.add("concatenate", x, y, operands=2)
+    x = stack.conv(x, channels, 1, 1, act)
+    return x if stride == 1 else stack.add("avg_pool", x, kernel_size=(2, 2), strides=(2, 2), padding="valid")
+
+
+def _branches(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    parts = [stack.conv(x, _round(channels / 4), 1, stride, act)]
+    parts.append(stack.conv(stack.conv(x, _round(channels / 4), 1, 1, act), _round(channels / 2), 3, stride, act))
+    pooled = stack.add("max_pool", x, kernel_size=(3, 3), strides=(stride, stride), padding="same")
+    parts.append(stack.conv(pooled, _round(channels / 4), 1, 1, act))
+    return stack.add("concatenate", *parts, operands=3)
+
+
+def _padded(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    pads = ((0, 1), (0, 1)) if stride == 2 else ((1, 1), (1, 1))
+    return stack.conv(stack.add("pad", x, padding=pads), channels, 3, stride, act, "valid")
+
+
+_BLOCKS: dict[str, _Block] = {
+    "plain": _plain,
+    "residual": _residual,
+    "bottleneck": _bottleneck,
+    "inverted": _inverted,
+    "separable": _separable,
+    "dense": _dense_block,
+    "branches": _branches,
+    "padded": _padded,
+}
+
+
+def _round(channels: float) -> int:
+    """Mostly multiples of 8, as networks have; at least 8, at most 512."""
+    return int(min(max(8 * round(channels / 8), 8), _MAX_WIDTH))

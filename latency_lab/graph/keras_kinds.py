@@ -1,0 +1,353 @@
+"""Reads Keras models: which operations each kind of layer is, what it does to channels. One small function a kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from latency_lab.errors import UnsupportedModelError
+from latency_lab.graph.channel_graph import NO_WEIGHTS, ChannelGraph, Weights
+from latency_lab.graph.keras_reader import Reader, Tensor
+from latency_lab.graph.keras_walk import Call, wiring
+from latency_lab.ops import ACTIVATIONS, OpConfig
+
+Effect = Callable[[Reader, Call, list[Tensor]], list[Tensor]]
+
+_LAYERS: dict[str, Effect] = {}
+_OPERATIONS: dict[str, Effect] = {}
+_SAME_FUNCTION = {"swish": "silu", "hard_silu": "hard_swish"}
+
+
+def read(model: Any) -> ChannelGraph:
+    """The channel graph of a Keras model or .keras file (`ChannelGraph.from_model`)."""
+    return Reader(wiring(load(model))).graph(effect)
+
+
+def load(model: Any) -> Any:
+    """The model, loaded if it is a path to a .keras file."""
+    if not isinstance(model, (str, Path)):
+        return model
+    if not str(model).endswith(".keras"):
+        raise UnsupportedModelError(f"Cannot read channels from {model}. Expected a Keras model or a .keras file.")
+    return keras.saving.load_model(model, compile=False)
+
+
+def effect(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    """Reads one call: adds its operations to the reader and returns its output tensors."""
+    layer = call.layer
+    if getattr(layer, "data_format", None) == "channels_first":
+        raise UnsupportedModelError(
+            f"Layer {call.name!r} has data_format='channels_first'; latency-lab reads channels last. "
+            "Build the model with data_format='channels_last'."
+        )
+    ours = type(layer).__module__.startswith("keras.")
+    known = _LAYERS if isinstance(layer, keras.layers.Layer) else _OPERATIONS
+    read = known.get(type(layer).__name__) if ours else None
+    if read is None or not inputs or any(tensor.shape is None for tensor in inputs):
+        return reader.opaque(call, inputs)
+    return read(reader, call, inputs)
+
+
+def _reads(*names: str) -> Callable[[Effect], Effect]:
+    def register(function: Effect) -> Effect:
+        _LAYERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+# ---- layers with kernels --------------------------------------------------------------------------------------
+
+
+@_reads("Conv2D")
+def _conv2d(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    if not _plain(call, {"kernel", "bias"}):
+        return reader.opaque(call, inputs)
+    out = reader.channels.fresh(layer.filters, call.name)
+    weights = Weights(per_out=float(layer.use_bias), per_in_out=float(np.prod(layer.kernel_size)))
+    if layer.groups > 1:
+        for ids in (x.ids, out):
+            reader.channels.pin(ids, f"layer {call.name!r} is a convolution of {layer.groups} groups of channels")
+        weights = Weights(const=float(layer.count_params()))
+    reader.sized(call, x.ids, out)
+    op = _window("conv2d", layer, x, layer.use_bias, layer.groups)
+    y = reader.node(call, op, [x], x.ids, out, weights)
+    return [_activation(reader, call, y)]
+
+
+@_reads("DepthwiseConv2D")
+def _depthwise(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    out = np.repeat(x.ids, layer.depth_multiplier)
+    reader.sized(call, x.ids, out)
+    weights = Weights(per_out=float(np.prod(layer.kernel_size)) + layer.use_bias)
+    op = _window("depthwise_conv2d", layer, x, layer.use_bias)
+    y = reader.node(call, op, [x], x.ids, out, weights)
+    return [_activation(reader, call, y)]
+
+
+@_reads("SeparableConv2D")
+def _separable(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    middle = np.repeat(x.ids, layer.depth_multiplier)
+    out = reader.channels.fresh(layer.filters, call.name)
+    reader.sized(call, x.ids, out)
+    weights = Weights(per_out=float(np.prod(layer.kernel_size)))
+    op = _window("depthwise_conv2d", layer, x, use_bias=False)
+    y = reader.node(call, op, [x], x.ids, middle, weights, ".depthwise")
+    weights = Weights(per_out=float(layer.use_bias), per_in_out=1.0)
+    pointwise = OpConfig("conv2d", height=_height(y), width=_width(y), use_bias=layer.use_bias)
+    y = reader.node(call, pointwise, [y], middle, out, weights)
+    return [_activation(reader, call, y)]
+
+
+@_reads("Dense")
+def _dense(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    if len(call.inputs[0].shape) != 2 or not _plain(call, {"kernel", "bias"}):
+        return reader.opaque(call, inputs)
+    out = reader.channels.fresh(layer.units, call.name)
+    reader.sized(call, x.ids, out)
+    weights = Weights(per_out=float(layer.use_bias), per_in_out=1.0)
+    y = reader.node(call, OpConfig("dense", use_bias=layer.use_bias), [x], x.ids, out, weights)
+    return [_activation(reader, call, y)]
+
+
+@_reads("BatchNormalization")
+def _batch_norm(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs[:1]
+    vectors = {"gamma", "beta", "moving_mean", "moving_variance"}
+    last = len(call.inputs[0].shape) - 1
+    if len(inputs) > 1 or layer.axis not in (-1, last) or not _plain(call, vectors):
+        return reader.opaque(call, inputs)
+    reader.sized(call, x.ids, x.ids)
+    return [_same(reader, call, "batch_norm", x, weights=Weights(per_out=float(len(layer.weights))))]
+
+
+# ---- activations ----------------------------------------------------------------------------------------------
+
+
+@_reads("Activation")
+def _activation_layer(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return [_activation(reader, call, inputs[0], part="")]
+
+
+@_reads("ReLU")
+def _relu(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer = call.layer
+    name = "leaky_relu" if float(layer.negative_slope or 0) else "relu6" if layer.max_value == 6 else "relu"
+    return [_same(reader, call, "activation", inputs[0], activation=name)]
+
+
+@_reads("LeakyReLU")
+def _leaky_relu(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return [_same(reader, call, "activation", inputs[0], activation="leaky_relu")]
+
+
+@_reads("ELU")
+def _elu(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return [_same(reader, call, "activation", inputs[0], activation="elu")]
+
+
+@_reads("Softmax")
+def _softmax_layer(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    if len(inputs) > 1 or call.layer.axis not in (-1, len(call.inputs[0].shape) - 1):
+        return reader.opaque(call, inputs)
+    return [_softmax(reader, call, inputs[0], "")]
+
+
+def _activation(reader: Reader, call: Call, x: Tensor, part: str = ".activation") -> Tensor:
+    """The activation of a layer as a node of its own; no node for linear."""
+    function = call.layer.activation or keras.activations.linear
+    name = getattr(function, "__name__", type(function).__name__)
+    name = _SAME_FUNCTION.get(name, name)
+    ours = str(getattr(function, "__module__", "")).startswith("keras.")
+    if name == "linear":
+        return x
+    if ours and name == "softmax":
+        return _softmax(reader, call, x, part)
+    if ours and name in ACTIVATIONS:
+        return _same(reader, call, "activation", x, activation=name, part=part)
+    if not ours:
+        return reader.opaque(call, [x], f"has an activation that cannot be read: {name!r}", name)[0]
+    return reader.elementwise(call, x, name)
+
+
+def _softmax(reader: Reader, call: Call, x: Tensor, part: str) -> Tensor:
+    reader.channels.pin(x.ids, f"layer {call.name!r} takes a softmax over it")
+    return _same(reader, call, "softmax", x, part=part)
+
+
+# ---- layers that join tensors ---------------------------------------------------------------------------------
+
+
+@_reads("Add")
+def _add(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    if len({t.shape for t in inputs}) > 1 or len({len(t.ids) for t in inputs}) > 1 or len(inputs) < 2:
+        return reader.opaque(call, inputs, "adds tensors of different shapes")
+    return [_join(reader, call, OpConfig("add", operands=len(inputs)), inputs)]
+
+
+@_reads("Multiply")
+def _multiply(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    if len({len(t.ids) for t in inputs}) > 1 or len(inputs) < 2:
+        return reader.opaque(call, inputs, "multiplies tensors of different shapes")
+    if len({t.shape for t in inputs}) == 1:
+        return [_join(reader, call, OpConfig("multiply", operands=len(inputs)), inputs)]
+    wide_first = sorted(inputs, key=lambda t: t.shape == (1, 1))
+    if len(inputs) != 2 or wide_first[1].shape != (1, 1):
+        return reader.opaque(call, inputs, "multiplies tensors of different shapes")
+    return [_join(reader, call, OpConfig("multiply", operands=2, broadcast=True), wide_first)]
+
+
+def _join(reader: Reader, call: Call, op: OpConfig, inputs: list[Tensor]) -> Tensor:
+    first = inputs[0]
+    for other in inputs[1:]:
+        reader.channels.join(first.ids, other.ids)
+    op = _at(op, first)
+    return reader.node(call, op, inputs, first.ids, first.ids)
+
+
+@_reads("Concatenate")
+def _concatenate(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    last = len(call.inputs[0].shape) - 1
+    if call.layer.axis not in (-1, last) or len({len(v.shape) for v in call.inputs}) > 1:
+        return reader.opaque(call, inputs, "does not concatenate channels")
+    if len(inputs) == 1:
+        return inputs
+    ids = np.concatenate([t.ids for t in inputs])
+    return [reader.node(call, _at(OpConfig("concatenate", operands=len(inputs)), inputs[0]), inputs, ids, ids)]
+
+
+# ---- layers that move positions -------------------------------------------------------------------------------
+
+
+@_reads("MaxPooling2D", "AveragePooling2D")
+def _pool(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    kind = "max_pool" if type(layer).__name__ == "MaxPooling2D" else "avg_pool"
+    op = OpConfig(
+        kind,
+        height=_height(x),
+        width=_width(x),
+        kernel_size=tuple(layer.pool_size),
+        strides=tuple(layer.strides),
+        padding=layer.padding,
+    )
+    return [reader.node(call, op, [x], x.ids, x.ids)]
+
+
+@_reads("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+def _global_pool(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    average = type(call.layer).__name__ == "GlobalAveragePooling2D"
+    return [_same(reader, call, "global_avg_pool" if average else "global_max_pool", inputs[0])]
+
+
+@_reads("ZeroPadding2D")
+def _pad(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    (top, bottom), (left, right) = call.layer.padding
+    return [_same(reader, call, "pad", inputs[0], padding=((top, bottom), (left, right)))]
+
+
+@_reads("Flatten")
+def _flatten(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    (x,) = inputs
+    ids = np.tile(x.ids, _height(x) * _width(x))
+    return [reader.node(call, _at(OpConfig("flatten"), x), [x], x.ids, ids)]
+
+
+@_reads("Reshape")
+def _reshape(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    (x,) = inputs
+    shape = call.outputs[0].shape
+    if x.shape == (1, 1) and len(shape) in (2, 4) and shape[-1] == len(x.ids):
+        reader.sized(call, x.ids, x.ids)
+        return [x]
+    return reader.opaque(call, inputs, "moves values between channels")
+
+
+@_reads("Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "Identity")
+def _nothing(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return inputs
+
+
+@_reads("Rescaling")
+def _rescaling(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    if np.ndim(call.layer.scale) or np.ndim(call.layer.offset):
+        return reader.opaque(call, inputs)
+    return [reader.elementwise(call, inputs[0])]
+
+
+@_reads("UpSampling2D", "Cropping2D")
+def _apart(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return [reader.elementwise(call, inputs[0])]
+
+
+# ---- operations called on tensors: x + y, x * 0.5 -----------------------------------------------------------------
+
+
+def _arithmetic(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    leaves = keras.tree.flatten((call.args, call.kwargs))
+    if len(inputs) == 2 and len(leaves) == 2 and type(call.layer).__name__ in _LAYERS:
+        return _LAYERS[type(call.layer).__name__](reader, call, inputs)
+    if len(inputs) == 1 and all(isinstance(leaf, (int, float)) for leaf in leaves if leaf is not call.inputs[0]):
+        return [reader.elementwise(call, inputs[0])]
+    return reader.opaque(call, inputs)
+
+
+_OPERATIONS.update(dict.fromkeys(("Add", "Multiply", "Subtract", "Divide", "TrueDivide"), _arithmetic))
+
+
+# ---- shared parts ---------------------------------------------------------------------------------------------
+
+
+def _same(
+    reader: Reader,
+    call: Call,
+    kind: str,
+    x: Tensor,
+    activation: str | None = None,
+    padding: Any = "same",
+    weights: Weights = NO_WEIGHTS,
+    part: str = "",
+) -> Tensor:
+    """One node that keeps channels as they are."""
+    op = OpConfig(kind, height=_height(x), width=_width(x), activation=activation, padding=padding)
+    return reader.node(call, op, [x], x.ids, x.ids, weights, part)
+
+
+def _window(kind: str, layer: Any, x: Tensor, use_bias: bool, groups: int = 1) -> OpConfig:
+    return OpConfig(
+        kind,
+        height=_height(x),
+        width=_width(x),
+        kernel_size=tuple(layer.kernel_size),
+        strides=tuple(layer.strides),
+        padding=layer.padding,
+        dilation=tuple(layer.dilation_rate),
+        groups=groups,
+        use_bias=bool(use_bias),
+    )
+
+
+def _plain(call: Call, names: set[str]) -> bool:
+    """Whether the layer has no weights but these (LoRA and quantised layers have others)."""
+    return {v.name for v in call.layer.weights} <= names
+
+
+def _at(op: OpConfig, x: Tensor) -> OpConfig:
+    return dataclasses.replace(op, height=_height(x), width=_width(x))
+
+
+def _height(x: Tensor) -> int:
+    return x.shape[0] if x.shape else 1
+
+
+def _width(x: Tensor) -> int:
+    return x.shape[1] if x.shape else 1

@@ -1,0 +1,217 @@
+"""The wiring of a Keras model as plain values, and a model rebuilt from a wiring.
+
+The one place that knows how Keras 3 records which layer was called on what. Nested models are opened, so that all calls
+are of plain layers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from latency_lab.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor between two layers: `shape` with the batch first (None where open), the dtype, and a name for inputs."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of one layer.
+
+    Attributes:
+        layer: the Keras layer (or operation) that is called.
+        name: unique in the model; the layer's own name wherever that is unique.
+        args, kwargs: what it is called with; tensors are `Value`.
+        inputs, outputs: the values in args and kwargs, and those returned, in order.
+    """
+
+    layer: Any
+    name: str
+    args: Any
+    kwargs: Any
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether the layer hands on its first input (gates and penalties): readers look through it."""
+        return bool(getattr(self.layer, "latency_lab_passthrough", False))
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """Calls in topological order, depth first from the outputs. `inputs` and `outputs` are nested as in the model."""
+
+    name: str
+    inputs: Any
+    calls: tuple[Call, ...]
+    outputs: Any
+
+
+def wiring(model: Any) -> Wiring:
+    """How the layers of a functional or built Sequential Keras model are wired; passthrough layers are left out.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed or not built.
+    """
+    functional = _functional(model)
+    values = {id(t): Value(tuple(t.shape), t.dtype, t._keras_history.operation.name) for t in functional.inputs}
+    inputs = keras.tree.map_structure(lambda t: values[id(t)], _struct(functional, "inputs"))
+    calls = list(_calls(functional, values, {}, {}))
+    outputs = keras.tree.map_structure(lambda t: values[id(t)], _struct(functional, "outputs"))
+    return Wiring(model.name, inputs, tuple(calls), outputs)
+
+
+def fresh_inputs(wired: Wiring) -> Any:
+    """New Keras inputs, nested as in the model."""
+    return keras.tree.map_structure(
+        lambda value: keras.Input(batch_shape=value.shape, dtype=value.dtype, name=value.name), wired.inputs
+    )
+
+
+def rebuild(
+    wired: Wiring,
+    inputs: Any,
+    make_layer: Callable[[Call], Any],
+    feed: Callable[[Call, Value, Any], Any] | None = None,
+) -> Any:
+    """A functional model of new layers, wired alike.
+
+    Args:
+        wired: the wiring to follow.
+        inputs: from `fresh_inputs`.
+        make_layer: the new layer for a call; asked once a layer.
+        feed: the tensor that a call receives for a value, given the tensor of that value. Default: that tensor.
+
+    Returns:
+        the model; its layers have the names that `make_layer` gave.
+    """
+    tensors = {
+        id(value): tensor
+        for value, tensor in zip(keras.tree.flatten(wired.inputs), keras.tree.flatten(inputs), strict=True)
+    }
+    layers: dict[str, Any] = {}
+    for call in wired.calls:
+        if call.name not in layers:
+            layers[call.name] = make_layer(call)
+
+        def fill(leaf: Any, call: Call = call) -> Any:
+            if not isinstance(leaf, Value):
+                return leaf
+            return feed(call, leaf, tensors[id(leaf)]) if feed else tensors[id(leaf)]
+
+        args, kwargs = keras.tree.map_structure(fill, (call.args, call.kwargs))
+        results = keras.tree.flatten(layers[call.name](*args, **kwargs))
+        tensors.update({id(value): result for value, result in zip(call.outputs, results, strict=True)})
+    outputs = keras.tree.map_structure(lambda value: tensors[id(value)], wired.outputs)
+    return keras.Model(inputs, outputs, name=wired.name)
+
+
+def copy_layer(call: Call, **changes: Any) -> Any:
+    """A new layer of the same class and config, under the call's name, with `changes` to the config."""
+    config = {**call.layer.get_config(), "name": call.name, **changes}
+    layer = type(call.layer).from_config(config)
+    if isinstance(layer, keras.layers.Layer):
+        layer.trainable = call.layer.trainable
+    return layer
+
+
+def copy_weights(wired: Wiring, target: Any, values: Callable[[Call], list[Any]] | None = None) -> None:
+    """Sets the weights of the layers of `target` to `values(call)`; default: those of the layer of the same name."""
+    for call in {call.name: call for call in wired.calls if getattr(call.layer, "weights", None)}.values():
+        layer = target.get_layer(call.name)
+        layer.set_weights(values(call) if values else call.layer.get_weights())
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+
+
+def _calls(
+    model: Any, values: dict[int, Value], names: dict[str, Any], given: dict[str, Any], prefix: str = ""
+) -> Iterator[Call]:
+    """Calls of one model, nested models opened. `values` maps id(Keras tensor) to its value, and is added to."""
+    for node in _nodes(model, values):
+        args, kwargs = keras.tree.map_structure(
+            lambda leaf: values[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf,
+            (node.arguments.args, node.arguments.kwargs),
+        )
+        found = tuple(leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value))
+        layer = node.operation
+        if isinstance(layer, keras.Model):
+            inner = _functional(layer)
+            inside = {id(t): value for t, value in zip(inner.inputs, found, strict=True)}
+            passed = {**given, **{k: v for k, v in kwargs.items() if k == "training" and v is not None}}
+            yield from _calls(inner, inside, names, passed, f"{prefix}{layer.name}_")
+            values.update({id(t): inside[id(s)] for t, s in zip(node.outputs, inner.outputs, strict=True)})
+            continue
+        if given and "training" in inspect.signature(layer.call).parameters and kwargs.get("training") is None:
+            kwargs = {**kwargs, **given}
+        name = layer.name if names.setdefault(layer.name, layer) is layer else f"{prefix}{layer.name}"
+        names.setdefault(name, layer)
+        outputs = tuple(Value(tuple(t.shape), t.dtype) for t in node.outputs)
+        call = Call(layer, name, args, kwargs, found, outputs)
+        if call.passthrough:
+            outputs = (found[0],) * len(outputs)
+        else:
+            yield call
+        values.update({id(t): value for t, value in zip(node.outputs, outputs, strict=True)})
+
+
+def _nodes(model: Any, known: dict[int, Value]) -> list[Any]:
+    """Keras's records of the calls that lead from the known tensors to the model's outputs, depth first."""
+    found: list[Any] = []
+    done: set[int] = set()
+    stack: list[tuple[Any, bool]] = [(tensor, False) for tensor in reversed(model.outputs)]
+    inputs = set(known)
+    while stack:
+        item, ready = stack.pop()
+        if ready:
+            found.append(item)
+            continue
+        if id(item) in inputs:
+            continue
+        history = item._keras_history
+        node = history.operation._inbound_nodes[history.node_index]
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        stack.append((node, True))
+        stack.extend((tensor, False) for tensor in reversed(node.arguments.keras_tensors))
+    return found
+
+
+def _functional(model: Any) -> Any:
+    """The functional form of a functional or built Sequential model."""
+    if isinstance(model, keras.Sequential):
+        if not model.built or not model.inputs:
+            raise UnsupportedModelError(
+                f"Sequential model {model.name!r} is not built, so its shapes are unknown. "
+                "Add keras.Input(shape=...) as its first layer, or call model.build((None, height, width, channels))."
+            )
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    parents: list[Any] = [
+        c for c in type(model).__mro__ if c.__name__ == "Functional" and c.__module__.startswith("keras")
+    ]
+    if not parents or type(model).call is not parents[0].call:
+        raise UnsupportedModelError(
+            f"Model {getattr(model, 'name', model)!r} is of class {type(model).__name__}, whose call() is Python code "
+            "that cannot be read. Expected a functional or Sequential Keras model: "
+            "x = keras.Input(shape); keras.Model(x, layers(x))."
+        )
+    return model
+
+
+def _struct(functional: Any, which: str) -> Any:
+    """Inputs or outputs as the model nests them; a single tensor stands alone."""
+    struct = getattr(functional, f"_{which}_struct", getattr(functional, which))
+    return struct[0] if isinstance(struct, list) and len(struct) == 1 else struct
