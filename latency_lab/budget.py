@@ -1,0 +1,212 @@
+"""From the openness of channels to a structure that meets a budget: one global threshold, then a few channels up or
+down where the device's steps make it free.
+
+Openness is any measure of how open a channel is (a gate's probability, |gamma|, the size of its weights), [slots],
+slots numbered group after group as in `ChannelGraph`. A channel is never kept in the place of a more open one of its
+group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_lab.errors import BudgetError
+
+if TYPE_CHECKING:
+    from latency_lab.cost import Cost
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+WORTH_OF_CLOSED = 0.75
+"""Of its price: what opening a channel that training closed is worth."""
+WORTH_OF_OPEN = 2.0
+"""Of its price: what a channel that training left open is worth."""
+FEW = 4
+"""Channels that snapping moves a width by, at most; and a sixteenth of the group, at most, but one."""
+
+
+def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
+    """Widths of the lowest global threshold on openness that meets a budget once it is snapped to the device's steps.
+
+    Args:
+        cost: read at whole widths, `cost.at`.
+        openness: [slots]; infinite for a channel that has to stay.
+        target: in the cost's unit.
+
+    Returns:
+        Channels of each group, [groups]; at least 1.
+
+    Raises:
+        BudgetError: the fewest channels cost more; the message has that cost.
+
+    Example:
+        >>> from latency_lab.budget import fit, mask_of
+        >>> def structure_mask(cost, gates):
+        ...     return mask_of(cost, gates, fit(cost, gates, target=5.0))
+    """
+    values = np.asarray(openness, float)
+    lowest = widths_above(cost, values, np.finfo(float).max)
+    check_reachable(cost, target, lowest)
+    ladder = _Ladder(cost, values)
+    plain = _largest(ladder.rungs, lambda k: cost.at(ladder.widths(k)) <= target)
+    found = ladder.widths(plain)
+    for rung in ladder.around(plain):
+        snapped = snap(cost, ladder.widths(rung), lowest)
+        if cost.at(snapped) <= target:
+            found = snapped
+    return found
+
+
+def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = None) -> None:
+    """Refuses a budget that no structure meets.
+
+    Args:
+        cost: read at whole widths.
+        target: in the cost's unit.
+        lowest: the fewest channels of each group, [groups]; None: 1 each.
+
+    Raises:
+        BudgetError: the lowest widths cost more than the target.
+    """
+    widths = np.ones_like(cost.graph.full_widths) if lowest is None else np.asarray(lowest, float)
+    least = cost.at(widths)
+    if least > target:
+        raise BudgetError(
+            f"The budget of {target:.4g} {cost.unit} cannot be reached: with {widths.sum():.0f} channels in the "
+            f"{len(widths)} groups, the fewest that may be left, the network still costs {least:.4g} {cost.unit} "
+            f"(all channels: {cost.at():.4g}). Raise the target to {least:.4g} or more, or change the architecture; "
+            "`graph.explain()` lists what cannot shrink."
+        )
+
+
+def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
+    """Widths moved by a few channels where the device's steps make it free or worth it.
+
+    A move of d channels in one group changes the cost by delta. With p the price of a channel (the chord's slope),
+    opening gains WORTH_OF_CLOSED*d*p - delta and closing gains -delta - WORTH_OF_OPEN*d*p; the best move with a gain is
+    made, group by group, until none is left; opening stops at the end of a step. A cost without steps is left as it is.
+
+    Args:
+        cost: read at whole widths.
+        widths: whole channels of each group, [groups].
+        lowest: channels of each group that have to stay, [groups] or one number.
+
+    Returns:
+        [groups].
+
+    Example:
+        >>> from latency_lab.budget import snap
+        >>> def on_the_edges(cost):
+        ...     return snap(cost, cost.graph.full_widths // 2)
+    """
+    start = np.asarray(widths).astype(np.int64)
+    sizes = np.array([group.size for group in cost.graph.groups], np.int64)
+    few = np.clip(sizes // 16, 1, FEW)
+    low, high = np.maximum(start - few, np.asarray(lowest)), np.minimum(start + few, sizes)
+    found = start.copy()
+    for _ in range(3):
+        before = found.copy()
+        for group in range(len(found)):
+            found[group] = _best_width(cost, found, group, int(low[group]), int(high[group]))
+        if np.array_equal(before, found):
+            break
+    return found
+
+
+def uniform_widths(cost: Cost, target: float) -> Ints:
+    """Widths of the largest network with the same share of channels in each group that meets a budget.
+
+    Args:
+        cost: read at whole widths.
+        target: in the cost's unit.
+
+    Returns:
+        [groups], at least 1.
+
+    Raises:
+        BudgetError: one channel a group costs more.
+    """
+    check_reachable(cost, target)
+    full = cost.graph.full_widths
+    shares = np.unique(np.concatenate([np.zeros(1), *(np.arange(1, size + 1) / size for size in full)]))
+
+    def at(k: int) -> Ints:
+        return np.maximum(1, np.floor(shares[k] * full + 1e-9)).astype(np.int64)
+
+    return at(_largest(len(shares), lambda k: cost.at(at(k)) <= target))
+
+
+def mask_of(cost: Cost, openness: npt.ArrayLike, widths: npt.ArrayLike) -> Floats:
+    """[slots] 1 for the most open channels of each group, as many as `widths` says, and 0 for the others."""
+    values, offsets = np.asarray(openness, float), cost.graph.offsets
+    mask = np.zeros(len(values))
+    for start, end, width in zip(offsets[:-1], offsets[1:], np.asarray(widths).tolist(), strict=True):
+        mask[start + np.argsort(-values[start:end], kind="stable")[: int(width)]] = 1.0
+    return mask
+
+
+def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float) -> Ints:
+    """Channels of each group with an openness above a threshold, [groups], at least 1."""
+    opened = np.concatenate([[0], np.cumsum(np.asarray(openness) > threshold)])
+    return np.maximum(np.diff(opened[cost.graph.offsets]), 1).astype(np.int64)
+
+
+class _Ladder:
+    """Structures from the fewest channels to all: rung k opens the k most open of the others."""
+
+    def __init__(self, cost: Cost, openness: Floats) -> None:
+        self._cost = cost
+        offsets = cost.graph.offsets
+        group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        kept = np.isinf(openness)
+        kept[[start + int(np.argmax(openness[start:end])) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]] = True
+        order = np.argsort(-openness, kind="stable")
+        self._count = len(offsets) - 1
+        self._lowest = np.bincount(group_of[kept], minlength=self._count)
+        self._groups = group_of[order[~kept[order]]]
+        self.rungs = len(self._groups) + 1
+
+    def widths(self, rung: int) -> Ints:
+        opened = np.bincount(self._groups[:rung], minlength=self._count)
+        return (self._lowest + opened).astype(np.int64)
+
+    def around(self, rung: int) -> list[int]:
+        """A few rungs from a little below to a little above, in rising order."""
+        step = max(1, self.rungs // 100)
+        return [k for k in range(rung - 2 * step, rung + 6 * step + 1, step) if 0 <= k < self.rungs]
+
+
+def _largest(count: int, holds: Callable[[int], bool]) -> int:
+    """The largest k < count for which a condition holds, that does for 0 and is nearly monotone: bisection, and a look
+    beyond."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    beyond = [k for k in range(low + 2, min(low + 10, count)) if holds(k)]
+    return beyond[-1] if beyond else low
+
+
+def _best_width(cost: Cost, widths: Ints, group: int, low: int, high: int) -> int:
+    """The width in low..high that gains most; a wider one only where it ends a step: one more channel costs its price."""
+    width, size = int(widths[group]), cost.graph.groups[group].size
+    price = max(0.0, float(cost.gradient(widths)[group]))
+    trial, costs = widths.copy(), {}
+    for candidate in range(low, min(high + 1, size) + 1):
+        trial[group] = candidate
+        costs[candidate] = cost.at(trial)
+    best, most = width, 1e-6 * abs(costs[width])
+    for candidate in range(low, high + 1):
+        wider = candidate > width
+        if wider and candidate < size and costs[candidate + 1] - costs[candidate] <= price:
+            continue
+        worth = (WORTH_OF_CLOSED if wider else WORTH_OF_OPEN) * (candidate - width) * price
+        gain = worth - (costs[candidate] - costs[width])
+        if gain > most:
+            best, most = candidate, gain
+    return best

@@ -1,0 +1,161 @@
+"""Milliseconds on a device: the chord for gradients, the staircase for budgets, and an estimate that says what it
+knows and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy
+
+from latency_lab.cost.base import OpCost
+from latency_lab.cost.estimate import Estimate, OpEstimate
+from latency_lab.cost.formula import OpSum
+from latency_lab.cost.grid import Grids
+from latency_lab.cost.roofline import roofline_terms
+from latency_lab.cost.terms import Beyond, Polynomial, Terms
+from latency_lab.errors import OutOfBoundsError, UsageError
+from latency_lab.ops import OpConfig
+from latency_lab.profiles.fusions import fuse
+
+if TYPE_CHECKING:
+    from latency_lab.graph import ChannelGraph, Unknown
+    from latency_lab.profiles import DeviceProfile, OpPrediction
+
+UNKNOWN = frozenset({"extrapolated", "bounded"})
+
+
+class _Part(NamedTuple):
+    """A kernel at some channels: alone, where that is known from, and with its share of the network's correction."""
+
+    latency_ms: float
+    source: str
+    in_network_ms: float
+
+
+class LatencyCost(OpCost):
+    """Latency of a network on the device of a profile, in ms.
+
+        latency(w) = b*n + a * sum_k grid_k(in_k(w), out_k(w)) + c * sum_k max(0, bytes_k(w) - cache)
+
+    over the n kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
+    kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic
+    profile is evaluated in closed form: sum_i max(FLOPs/peak, bytes/bandwidth), nothing fused. A layer that the graph
+    has no op for is bounded by its tensors at the device's bandwidth.
+
+    Args:
+        graph: of the model.
+        profile: of the device.
+        out_of_bounds: "bound" takes what the profile extrapolates or bounds by a roofline, and lists it; "raise"
+            refuses it.
+
+    Raises:
+        OutOfBoundsError: with "raise", an op lies outside of what was measured.
+
+    Example:
+        >>> from latency_lab.cost import LatencyCost
+        >>> def milliseconds(graph, profile):
+        ...     return LatencyCost(graph, profile).estimate().latency_ms
+
+    Source: DESIGN.md, section 6.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, profile: DeviceProfile, out_of_bounds: Literal["bound", "raise"] = "bound"
+    ) -> None:
+        if out_of_bounds not in {"bound", "raise"}:
+            raise UsageError(
+                f"Invalid value for argument `out_of_bounds`. Expected 'bound' or 'raise'. Received: {out_of_bounds!r}"
+            )
+        self.profile = profile
+        self.out_of_bounds = out_of_bounds
+        self._kernels = fuse(graph.network(), profile.fusions)
+        self._known: dict[tuple[int, int, int], _Part] = {}
+        self._unknown_ms = {u.name: _bound_ms(u, profile) for u in graph.unknown}
+        main = [kernel.main for kernel in self._kernels]
+        names = [" + ".join(graph.nodes[i].name for i in kernel.nodes) for kernel in self._kernels]
+        maps = (graph.in_map[main], graph.in_const[main], graph.out_map[main], graph.out_const[main])
+        formula = OpSum(_terms([kernel.op for kernel in self._kernels], profile), *maps, sum(self._unknown_ms.values()))
+        super().__init__(graph, "ms", formula, tuple(names), None if profile.kind == "analytic" else self._staircase)
+        if out_of_bounds == "raise":
+            self.at()
+
+    def estimate(self, widths: Any = None) -> Estimate:
+        """Latency with an interval, and what each kernel adds.
+
+        Args:
+            widths: whole channels of each group, [groups] or by name; None: all.
+        """
+        found = numpy.asarray(self._widths(widths, numpy), float)
+        if self.profile.kind == "analytic":
+            parts = [_Part(float(latency_ms), "analytic", 0.0) for latency_ms in self.per_op(found)[0]]
+        else:
+            parts = self._parts(found)
+        rows = zip(self.ops, self._kernels, parts, strict=True)
+        ops = [OpEstimate(name, kernel.op.kind, part.latency_ms, part.source) for name, kernel, part in rows]
+        ops += [OpEstimate(u.name, u.layer_class, self._unknown_ms[u.name], "bounded") for u in self.graph.unknown]
+        latency_ms = self.at(found)
+        return Estimate(latency_ms, *self._interval(latency_ms), tuple(ops), _uncovered(ops), self.profile.name)
+
+    def _staircase(self, widths: numpy.ndarray) -> float:
+        return sum(part.in_network_ms for part in self._parts(widths)) + self.formula.constant
+
+    def _parts(self, widths: numpy.ndarray) -> list[_Part]:
+        """Each kernel at whole widths; the profile is asked once for each kernel and its channels."""
+        formula = self.formula
+        ins = numpy.rint(formula.in_map @ widths + formula.in_const).astype(int)
+        outs = numpy.rint(formula.out_map @ widths + formula.out_const).astype(int)
+        keys = list(zip(range(len(ins)), ins.tolist(), outs.tolist(), strict=True))
+        fresh = [key for key in keys if key not in self._known]
+        if fresh:
+            ops = [self._kernels[k].op.with_channels(max(i, 1), max(o, 1)) for k, i, o in fresh]
+            predictions = self.profile.predict(ops)
+            if self.out_of_bounds == "raise":
+                self._refuse([self.ops[k] for k, _, _ in fresh], ops, predictions)
+            for key, op, found in zip(fresh, ops, predictions, strict=True):
+                in_network_ms = float(self.profile.network.latency_ms([op], [found.latency_ms]))
+                self._known[key] = _Part(found.latency_ms, found.source, in_network_ms)
+        return [self._known[key] for key in keys]
+
+    def _refuse(self, names: Sequence[str], ops: Sequence[OpConfig], predictions: Sequence[OpPrediction]) -> None:
+        for name, op, prediction in zip(names, ops, predictions, strict=True):
+            if prediction.source in UNKNOWN:
+                raise OutOfBoundsError(
+                    f"{name} ({op.key}) lies outside of what profile {self.profile.name!r} measured "
+                    f"({prediction.source}). Profile the model itself (latency-lab profile --model), "
+                    'or take the bound with out_of_bounds="bound".'
+                )
+
+    def _interval(self, latency_ms: float) -> tuple[tuple[float, float], str]:
+        if self.profile.kind == "analytic":
+            return (latency_ms, latency_ms), "none: analytic"
+        half = self.profile.network.half_width
+        return (latency_ms * (1 - half), latency_ms * (1 + half)), "conformal over whole networks, 90 %"
+
+
+def _bound_ms(unknown: Unknown, profile: DeviceProfile) -> float:
+    """A layer without an op: its tensors at the bandwidth."""
+    return (unknown.input_bytes + unknown.output_bytes) / profile.roofline.bandwidth_gb_s * 1e-6
+
+
+def _uncovered(ops: Sequence[OpEstimate]) -> tuple[str, ...]:
+    return tuple(f"{op.name} ({op.kind}): {_REASONS[op.source]}" for op in ops if op.source in _REASONS)
+
+
+_REASONS = {
+    "bounded": "not measured, bounded by the roofline",
+    "extrapolated": "outside of what was measured",
+}
+
+
+def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
+    if profile.kind == "analytic":
+        return roofline_terms(ops, profile.roofline.peak_gflops, profile.roofline.bandwidth_gb_s)
+    network = profile.network
+    tables: dict[OpConfig, Any] = {op: profile.grid(op) for op in dict.fromkeys(ops)}
+    found = [tables[op] for op in ops]
+    grids = Grids.of([(grid.in_knots, grid.out_knots, network.a * grid.values_ms + network.b_ms) for grid in found])
+    if not network.c_ms_per_byte:
+        return grids
+    traffic = Polynomial.of(ops, lambda op: op.traffic_bytes)
+    return Beyond(grids, traffic, float(network.cache_bytes), network.c_ms_per_byte)

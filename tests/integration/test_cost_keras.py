@@ -1,0 +1,65 @@
+"""Costs in a training graph: the same numbers as numpy's, in a few ops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latency_lab.cost import FlopsCost, LatencyCost, ParamsCost, linearised_loss, worst_of
+from latency_lab.profiles import DeviceProfile
+from latency_lab.profiles.correction import NetworkCorrection
+from tests.unit.cost_nets import StepProfile, residual_net
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+
+GRAPH = residual_net()
+LATENCY = LatencyCost(GRAPH, StepProfile(NetworkCorrection(a=1.1, b_ms=-0.001, c_ms_per_byte=1e-7, cache_bytes=10_000)))
+COSTS = {
+    "flops": FlopsCost(GRAPH),
+    "latency": LATENCY,
+    "analytic": LatencyCost(GRAPH, DeviceProfile.analytic("toy", peak_gflops=10, bandwidth_gb_s=4)),
+    "worst": worst_of(LATENCY, 0.9 * LATENCY) + 1e-6 * ParamsCost(GRAPH),
+}
+OFF_KNOTS = st.floats(0.6, 31.9).filter(lambda w: min(abs(w % 1), 1 - w % 1) > 1e-3)
+
+
+@pytest.mark.parametrize("name", COSTS)
+@settings(max_examples=25, deadline=None)
+@given(widths=st.tuples(OFF_KNOTS, OFF_KNOTS))
+def test_values_and_slopes_are_numpys(name: str, widths: tuple[float, float]) -> None:
+    cost = COSTS[name]
+    exact = np.array(widths, np.float32).astype(float)
+    tensor = tf.constant(exact, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(tensor)
+        value = cost.value(tensor, keras.ops)
+    assert float(value) == pytest.approx(cost.value(exact), rel=1e-5)
+    assert tape.gradient(value, tensor).numpy() == pytest.approx(cost.gradient(exact), rel=1e-5)
+    assert cost.gradient(tensor, keras.ops).numpy() == pytest.approx(cost.gradient(exact), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_slopes_at_knots_are_numpys(name: str) -> None:
+    for widths in ([16.0, 32.0], [32.0, 48.0], [4.0, 16.0]):
+        found = COSTS[name].gradient(tf.constant(widths), keras.ops).numpy()
+        assert found == pytest.approx(COSTS[name].gradient(widths), rel=1e-5)
+
+
+def test_linearised_loss_has_no_gradient_through_the_price() -> None:
+    r, alive = tf.constant([3.0, 4.0]), tf.constant([5.5, 6.5])
+    with tf.GradientTape() as tape:
+        tape.watch([r, alive])
+        loss = linearised_loss(LATENCY, alive, r, keras.ops)
+    by_r, by_alive = tape.gradient(loss, [r, alive])
+    assert by_alive is None
+    assert by_r.numpy() == pytest.approx(LATENCY.gradient([5.5, 6.5]), rel=1e-5)
+    assert float(loss) == pytest.approx(linearised_loss(LATENCY, [5.5, 6.5], np.array([3.0, 4.0])), rel=1e-5)
+
+
+def test_a_latency_is_a_few_graph_ops_whatever_the_network() -> None:
+    function = tf.function(lambda w: LATENCY.value(w, keras.ops)).get_concrete_function(tf.TensorSpec([2], tf.float32))
+    ops = [op.type for op in function.graph.get_operations() if op.type not in {"Const", "Placeholder", "Identity"}]
+    assert len(ops) < 70, ops
