@@ -1,0 +1,226 @@
+"""What the three regularizers share: weights in, widths out, paid for in the unit of any cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from latency_lab import budget
+from latency_lab.cost import Cost
+from latency_lab.errors import StructureError, UsageError
+from latency_lab.graph import ChannelGraph
+from latency_lab.graph.keras_walk import copy_layer, copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.structure import Structure
+from regularizers.control import BudgetCallback, BudgetControl
+from regularizers.penalty import Penalty
+
+
+class Regularizer(ABC):
+    """Learns widths by making channels pay for what they cost.
+
+    Args:
+        cost: what is paid for, bound to the graph of the model.
+        strength: constant, in units of 1/initial cost: 1.0 charges a network of all channels a loss of 1.
+        target: a budget, as a share of the initial cost, in (0, 1].
+        target_ms: a budget in ms, of a cost in ms.
+        control: of the strength under a budget; its target is replaced by the budget's.
+        every: batches between two readings of the budget.
+
+    Raises:
+        UsageError: not exactly one of strength, target and target_ms.
+        BudgetError: the budget cannot be reached.
+    """
+
+    threshold: float
+    """A channel is open where its openness is larger."""
+
+    def __init__(
+        self,
+        cost: Cost,
+        *,
+        strength: float | None = None,
+        target: float | None = None,
+        target_ms: float | None = None,
+        control: BudgetControl | None = None,
+        every: int = 10,
+    ) -> None:
+        given = {"strength": strength, "target": target, "target_ms": target_ms}
+        if sum(value is not None for value in given.values()) != 1:
+            raise UsageError(f"Expected exactly one of `strength`, `target` and `target_ms`. Received: {given}")
+        self.cost = cost
+        self.initial = cost.at()
+        self.every = every
+        self.budget = _budget(cost, self.initial, target, target_ms)
+        self.control = self._control(control) if self.budget is not None else None
+        self._start = self.control.start if self.control else float(strength or 0.0)
+        self._model: Any = None
+
+    # ---- attaching --------------------------------------------------------------------------------------------
+
+    def attach(self, model: Any) -> Any:
+        """A copy of a model that pays for its channels while it trains.
+
+        Args:
+            model: functional or built Sequential Keras model, the one of the cost's graph. It is not changed.
+
+        Returns:
+            A functional Keras model with the same weights and layer names, not compiled. Compile and fit it as ever,
+            with `callbacks()`.
+
+        Raises:
+            StructureError: the cost was made for another model.
+        """
+        graph = ChannelGraph.from_model(model)
+        if graph.digest != self.cost.graph.digest:
+            raise StructureError(
+                f"The cost was made for another model: it has the graph {self.cost.graph.digest}, and model "
+                f"{getattr(model, 'name', model)!r} has {graph.digest}. Make the cost from "
+                "ChannelGraph.from_model(model)."
+            )
+        inner, openness = self._with_openness(model, graph)
+        penalty = Penalty(
+            self.cost.formula.to_json(),
+            [group.size for group in graph.groups],
+            float(self.cost.value(None)),
+            self._start,
+            self._price_threshold,
+            name="penalty",
+        )
+        outputs = inner.output
+        first = keras.tree.flatten(outputs)[0]
+        paid = penalty([first, openness])
+        outputs = keras.tree.map_structure(lambda tensor: paid if tensor is first else tensor, outputs)
+        self.bind(keras.Model(inner.input, outputs, name=inner.name))
+        return self._model
+
+    def bind(self, model: Any) -> None:
+        """Takes up a model that `attach` made: one that was saved and loaded goes on training after this.
+
+        Raises:
+            UsageError: the model has no penalty of this regularizer.
+        """
+        missing = [name for name in ("penalty", self._source) if name not in {layer.name for layer in model.layers}]
+        if missing:
+            raise UsageError(
+                f"Model {model.name!r} has no layer {missing[0]!r}: it was not made by {type(self).__name__}.attach()."
+            )
+        source = model.get_layer(self._source)
+        if hasattr(source, "bind"):
+            source.bind(model)
+        self._model = model
+
+    def callbacks(self) -> list[Any]:
+        """For `fit`: logs of cost, channels and strength, and the control of a budget."""
+        return [BudgetCallback(self, self.control, self.every)]
+
+    # ---- reading ----------------------------------------------------------------------------------------------
+
+    def openness(self) -> npt.NDArray[np.float64]:
+        """How open each channel is now, [slots]."""
+        return np.array(ops.convert_to_numpy(self._attached().get_layer(self._source).openness()), float)
+
+    def alive(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which channels of each group are open now: [size] a group; the most open one always is."""
+        graph = self.cost.graph
+        mask = budget.mask_of(self.cost, self.openness(), self.widths()).astype(bool)
+        return {group.name: mask[start : start + group.size] for group, start in zip(graph.groups, graph.offsets)}
+
+    def widths(self) -> npt.NDArray[np.int64]:
+        """Open channels of each group now, [groups], at least 1."""
+        return budget.widths_above(self.cost, self.openness(), self.threshold)
+
+    def structure(self) -> Structure:
+        """What training found, snapped to the device's steps.
+
+        Under a budget: the lowest threshold on openness, one for all groups, with which the structure meets it. At a
+        constant strength: the open channels.
+
+        Raises:
+            BudgetError: the budget cannot be reached.
+        """
+        openness = self.openness()
+        if self.budget is not None:
+            widths = budget.fit(self.cost, openness, self.budget)
+        else:
+            widths = budget.snap(self.cost, self.widths(), budget.widths_above(self.cost, openness, np.finfo(float).max))
+        mask = budget.mask_of(self.cost, openness, widths)
+        return Structure.from_mask(self.cost.graph, mask, self._provenance(widths))
+
+    @property
+    def strength(self) -> float:
+        """Of the penalty now."""
+        return float(ops.convert_to_numpy(self._attached().get_layer("penalty").strength))
+
+    def set_strength(self, value: float) -> None:
+        """Sets the strength of the penalty."""
+        self._attached().get_layer("penalty").strength.assign(value)
+
+    @property
+    def log_name(self) -> str:
+        """Name of the cost in the logs: "latency_ms", or the unit."""
+        return "latency_ms" if self.cost.unit == "ms" else self.cost.unit.lower().replace(" ", "_")
+
+    # ---- for each regularizer ---------------------------------------------------------------------------------
+
+    _source: str
+    """Name of the layer that has the openness."""
+
+    @property
+    def _price_threshold(self) -> float | None:
+        """Threshold of the linearised loss; None: the cost of expected widths is paid."""
+        return self.threshold
+
+    @abstractmethod
+    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
+        """A copy of the model, and its openness as a tensor in it."""
+
+    def _control(self, given: BudgetControl | None) -> BudgetControl:
+        control = given or BudgetControl(1.0)
+        control.target = (self.budget or self.initial) / self.initial
+        return control
+
+    def _attached(self) -> Any:
+        if self._model is None:
+            raise UsageError(f"{type(self).__name__} is attached to no model. Call attach(model) or bind(model) first.")
+        return self._model
+
+    def _provenance(self, widths: npt.NDArray[np.int64]) -> Mapping[str, Any]:
+        profile = getattr(self.cost, "profile", None)
+        found = {
+            "regularizer": type(self).__name__,
+            "unit": self.cost.unit,
+            "cost_before": self.initial,
+            "cost_after": self.cost.at(widths),
+            "cost_thresholded": self.cost.at(self.widths()),
+            "budget": self.budget,
+            "strength": self.strength,
+        }
+        return found if profile is None else {**found, "profile": profile.name, "profile_digest": profile.digest}
+
+
+def copied(model: Any) -> Any:
+    """A functional copy of a model: the same layer names and weights, nested models opened, gates left out."""
+    wired = wiring(model)
+    result = rebuild(wired, fresh_inputs(wired), copy_layer)
+    copy_weights(wired, result)
+    return result
+
+
+def _budget(cost: Cost, initial: float, target: float | None, target_ms: float | None) -> float | None:
+    if target is not None:
+        if not 0 < target <= 1:
+            raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
+        budget.check_reachable(cost, target * initial)
+        return target * initial
+    if target_ms is not None:
+        if cost.unit != "ms":
+            raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
+        budget.check_reachable(cost, target_ms)
+        return float(target_ms)
+    return None

@@ -1,0 +1,110 @@
+"""Gamma: the scale of a batch norm says how open its channel is."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from latency_lab import budget
+from latency_lab.cost import Cost
+from latency_lab.errors import UnsupportedModelError
+from latency_lab.graph import ChannelGraph
+from regularizers.base import Regularizer, copied
+from regularizers.openness import Combine, WeightOpenness
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Gamma(Regularizer):
+    """Channels pay by the size of their batch norm scale.
+
+        loss = strength * sum_g p_g * sum_c max over members |gamma_c| / initial cost
+
+    p_g is d cost / d width_g at the channels that are open now, with no gradient through it. The members of a group
+    are the batch norms that its channels pass through. A group without one pays nothing and stays whole: it is in
+    `unregularized` (and in a log message).
+
+    Args:
+        cost: what is paid for, bound to the graph of the model.
+        strength, target, target_ms: exactly one; see `Regularizer`.
+        threshold: a channel is open where |gamma| is larger.
+        group: how members combine: "max" or "l2".
+        **options: `control`, `every` of `Regularizer`.
+
+    Raises:
+        UnsupportedModelError: on attaching: a batch norm has scale=False, or no group has a batch norm.
+
+    Example:
+        >>> from regularizers import Gamma
+        >>> def attach(model, cost):
+        ...     return Gamma(cost, target_ms=5.0).attach(model)
+
+    Source: A. Gordon et al., "MorphNet", arXiv 1711.06798.
+    """
+
+    _source = "openness"
+
+    def __init__(
+        self,
+        cost: Cost,
+        *,
+        strength: float | None = None,
+        target: float | None = None,
+        target_ms: float | None = None,
+        threshold: float = 1e-2,
+        group: Combine = "max",
+        **options: Any,
+    ) -> None:
+        super().__init__(cost, strength=strength, target=target, target_ms=target_ms, **options)
+        self.threshold = threshold
+        self.group: Combine = group
+        self.unregularized: tuple[str, ...] = ()
+
+    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
+        clone = copied(model)
+        norms = [layer for layer in clone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        members = {layer.name: graph.layer_channels[layer.name].out_ids for layer in norms}
+        members = {name: slots for name, slots in members.items() if np.any(slots >= 0)}
+        flat = [layer.name for layer in norms if layer.name in members and layer.gamma is None]
+        if flat:
+            raise UnsupportedModelError(
+                f"Gamma reads the scale of batch norms, and {', '.join(flat)} of model {model.name!r} has scale=False. "
+                "Build the model with scale=True, or use LogisticSigmoid or GroupLasso."
+            )
+        if not members:
+            raise UnsupportedModelError(
+                f"Gamma reads the scale of batch norms, and no channel group of model {model.name!r} passes through "
+                "one. Use LogisticSigmoid or GroupLasso."
+            )
+        self.unregularized = groups_without(graph, members)
+        if self.unregularized:
+            LOGGER.warning("Gamma: no batch norm, left whole: %s", ", ".join(self.unregularized))
+            if self.budget is not None:
+                lowest = [group.size if group.name in self.unregularized else 1 for group in graph.groups]
+                budget.check_reachable(self.cost, self.budget, lowest)
+        source = WeightOpenness(
+            {name: slots.tolist() for name, slots in members.items()}, graph.slots, "gamma", combine=self.group, name=self._source
+        )
+        return clone, source(keras.tree.flatten(clone.input)[0])
+
+    def openness(self) -> npt.NDArray[np.float64]:
+        """|gamma| of each channel, [slots]; infinite in groups without a batch norm, which stay whole."""
+        found = super().openness()
+        spans = zip(self.cost.graph.groups, self.cost.graph.offsets, strict=False)
+        for group, start in spans:
+            if group.name in self.unregularized:
+                found[start : start + group.size] = np.inf
+        return found
+
+
+def groups_without(graph: ChannelGraph, members: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the groups of which no member has all channels."""
+    found = np.zeros(graph.slots, bool)
+    for slots in members.values():
+        found[slots[slots >= 0]] = True
+    spans = zip(graph.groups, graph.offsets[:-1], graph.offsets[1:], strict=True)
+    return tuple(group.name for group, start, end in spans if not found[start:end].all())

@@ -1,0 +1,73 @@
+"""GroupLasso: the size of the weights that make a channel says how open it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from latency_lab.cost import Cost
+from latency_lab.errors import UnsupportedModelError
+from latency_lab.graph import ChannelGraph
+from regularizers.base import Regularizer, copied
+from regularizers.openness import Combine, WeightOpenness
+
+_MAKERS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+
+
+class GroupLasso(Regularizer):
+    """Channels pay by the size of the weights that make them; for networks without batch norm.
+
+        r    = (1 - f) * RMS(w) + f * mean |w|     over the weights of a channel, f = l1_fraction
+        loss = strength * sum_g p_g * sum_c max over members r_c / initial cost
+
+    p_g is d cost / d width_g at the channels that are open now, with no gradient through it. The members of a group
+    are the convs and dense layers that make its channels, depthwise ones too.
+
+    Args:
+        cost: what is paid for, bound to the graph of the model.
+        strength, target, target_ms: exactly one; see `Regularizer`.
+        threshold: a channel is open where r is larger.
+        l1_fraction: f, from 0 to 1.
+        group: how members combine: "max" or "l2".
+        **options: `control`, `every` of `Regularizer`.
+
+    Example:
+        >>> from regularizers import GroupLasso
+        >>> def attach(model, cost):
+        ...     return GroupLasso(cost, strength=1.0).attach(model)
+
+    Source: A. Gordon et al., "MorphNet", arXiv 1711.06798; M. Yuan, Y. Lin, 2006.
+    """
+
+    _source = "openness"
+
+    def __init__(
+        self,
+        cost: Cost,
+        *,
+        strength: float | None = None,
+        target: float | None = None,
+        target_ms: float | None = None,
+        threshold: float = 1e-2,
+        l1_fraction: float = 0.0,
+        group: Combine = "max",
+        **options: Any,
+    ) -> None:
+        super().__init__(cost, strength=strength, target=target, target_ms=target_ms, **options)
+        self.threshold = threshold
+        self.l1_fraction = l1_fraction
+        self.group: Combine = group
+
+    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
+        clone = copied(model)
+        makers = [layer for layer in clone.layers if type(layer).__name__ in _MAKERS and layer.name in graph.layer_channels]
+        members = {layer.name: graph.layer_channels[layer.name].out_ids.tolist() for layer in makers}
+        members = {name: slots for name, slots in members.items() if np.any(np.array(slots) >= 0)}
+        if not members:
+            raise UnsupportedModelError(
+                f"No channel of model {model.name!r} can close. `ChannelGraph.from_model(model).explain()` says why."
+            )
+        source = WeightOpenness(members, graph.slots, "weights", self.l1_fraction, self.group, name=self._source)
+        return clone, source(keras.tree.flatten(clone.input)[0])

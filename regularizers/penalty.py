@@ -1,0 +1,83 @@
+"""What open channels pay: one layer in the model that is fed the openness and adds a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from latency_lab.cost.formula import Formula, formula_from_json
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class Penalty(keras.layers.Layer):  # type: ignore[misc]
+    """Hands on its first input, and in training adds to the loss what the openness costs.
+
+        threshold None:  strength * cost(widths) / initial,       widths_g = sum of the openness of group g
+        else:            strength * sum_g p_g * widths_g / initial, p_g = d cost / d width_g where openness > threshold
+
+    No gradient goes through p_g. The strength is a weight of the layer that no optimizer changes.
+
+    Args:
+        formula: of the cost, as `Formula.to_json` gives it.
+        sizes: channels of each group.
+        initial: the cost of all channels, in the formula's unit.
+        strength: at the start, in units of 1/initial.
+        threshold: of an open channel.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(
+        self,
+        formula: Mapping[str, Any],
+        sizes: Sequence[int],
+        initial: float,
+        strength: float = 1.0,
+        threshold: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
+        self.formula: Formula = formula_from_json(formula)
+        self.sizes = [int(size) for size in sizes]
+        self.initial = float(initial)
+        self.start = float(strength)
+        self.threshold = threshold
+        self._group_of = np.repeat(np.arange(len(self.sizes), dtype=np.int32), self.sizes)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weight that holds the strength."""
+        start = keras.initializers.Constant(self.start)
+        self.strength = self.add_weight(shape=(), initializer=start, trainable=False, name="strength", dtype="float32")
+        self.built = True
+
+    def loss_of(self, openness: Any) -> Any:
+        """What an openness [slots] costs at strength 1: a scalar."""
+        widths = self._widths(openness)
+        if self.threshold is None:
+            return self.formula.value(widths, ops) / self.initial
+        alive = ops.maximum(self._widths(ops.cast(openness > self.threshold, "float32")), 1.0)
+        price = self.formula.value_and_gradient(ops.stop_gradient(alive), ops)[1]
+        return ops.sum(ops.stop_gradient(price) * widths) / self.initial
+
+    def _widths(self, openness: Any) -> Any:
+        return ops.segment_sum(openness, self._group_of, num_segments=len(self.sizes))
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """inputs: [output, openness (slots,)]. Returns the output."""
+        output, openness = inputs
+        if training:
+            self.add_loss(self.strength * self.loss_of(ops.cast(openness, "float32")))
+        return output
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
+        """That of the output."""
+        return keras.KerasTensor(inputs[0].shape, dtype=inputs[0].dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        own = {"formula": self.formula.to_json(), "strength": self.start}
+        return {**super().get_config(), **own, **{n: getattr(self, n) for n in ("sizes", "initial", "threshold")}}

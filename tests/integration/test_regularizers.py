@@ -1,0 +1,361 @@
+"""Regularizers on small Keras models: what they charge, what they refuse, how they train, save and load."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from latency_lab.cost import FlopsCost, LatencyCost, ParamsCost, linearised_loss
+from latency_lab.errors import BudgetError, StructureError, UnsupportedModelError, UsageError
+from latency_lab.gates import masked
+from latency_lab.graph import ChannelGraph
+from latency_lab.shrink import shrink
+from regularizers import BudgetControl, Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
+from regularizers.openness import kernels_of
+from tests.unit.cost_nets import StepProfile
+
+keras = pytest.importorskip("keras")
+layers = keras.layers
+ALL = pytest.mark.parametrize("regularizer", [LogisticSigmoid, Gamma, GroupLasso])
+
+
+def network(norm: bool = True, scale: bool = True):
+    """conv a, conv b + a (residual), depthwise, conv c, dense head."""
+    image = keras.Input((8, 8, 1), name="image")
+
+    def finish(x):
+        return layers.ReLU()(layers.BatchNormalization(scale=scale)(x) if norm else x)
+
+    x = finish(layers.Conv2D(16, 3, padding="same", use_bias=not norm, name="a")(image))
+    y = layers.Conv2D(16, 3, padding="same", use_bias=not norm, name="b")(x)
+    x = layers.ReLU()(layers.Add()([x, layers.BatchNormalization(scale=scale)(y) if norm else y]))
+    x = finish(layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=not norm, name="dw")(x))
+    x = finish(layers.Conv2D(32, 1, use_bias=not norm, name="c")(x))
+    return keras.Model(image, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def latency(model) -> LatencyCost:
+    return LatencyCost(ChannelGraph.from_model(model), StepProfile())
+
+
+def flops(model) -> FlopsCost:
+    return FlopsCost(ChannelGraph.from_model(model))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    return (images / 16).reshape(-1, 8, 8, 1).astype("float32"), labels
+
+
+def compiled(model, learning_rate: float = 1e-3):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+    return model
+
+
+# ---- attaching ----------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_attach_copies_and_changes_nothing_yet(regularizer) -> None:
+    model = network()
+    before = [w.copy() for w in model.get_weights()]
+    gated = regularizer(flops(model), strength=1.0).attach(model)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    assert np.array(gated(images)) == pytest.approx(np.array(model(images)), abs=1e-5)
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+    assert {layer.name for layer in model.layers} <= {layer.name for layer in gated.layers}
+    assert gated.get_layer("a").kernel is not model.get_layer("a").kernel
+    assert ChannelGraph.from_model(gated).digest == ChannelGraph.from_model(model).digest
+
+
+@ALL
+def test_no_weight_is_tracked_twice(regularizer) -> None:
+    model = network()
+    gated = regularizer(flops(model), strength=1.0).attach(model)
+    extra = 2 if regularizer is LogisticSigmoid else 1  # logits, strength
+    seeds = [v for v in gated.variables if "seed" in v.path]
+    assert len(gated.variables) - len(seeds) == len(model.variables) + extra
+    assert not gated.get_layer("penalty").strength.trainable
+
+
+def test_outputs_keep_their_nesting() -> None:
+    image = keras.Input((8, 8, 1))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, name="a")(image))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, {"x": layers.Dense(2)(x), "y": layers.Dense(3)(x)})
+    found = Gamma(flops(model), strength=1.0).attach(model)(np.zeros((1, 8, 8, 1), "float32"))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {"x": (1, 2), "y": (1, 3)}
+
+
+# ---- what is charged ----------------------------------------------------------------------------------------------
+
+
+def charged(gated, strength: float = 1.0) -> float:
+    gated(np.zeros((2, 8, 8, 1), "float32"), training=True)
+    assert len(gated.losses) == 1
+    return float(gated.losses[0]) / strength
+
+
+@pytest.mark.parametrize("make", [flops, latency], ids=["flops", "latency"])
+def test_logistic_sigmoid_pays_for_the_expected_widths(make) -> None:
+    model = network()
+    cost = make(model)
+    gated = LogisticSigmoid(cost, strength=2.0).attach(model)
+    raw = np.random.default_rng(0).normal(scale=0.1, size=48).astype("float32")
+    gated.get_layer("gates").raw.assign(raw)
+    probability = 1 / (1 + np.exp(-(2.5 + 30 * raw.astype(float))))
+    widths = np.add.reduceat(probability, cost.graph.offsets[:-1])
+    assert charged(gated, 2.0) == pytest.approx(cost.value(widths) / cost.value(None), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [flops, latency], ids=["flops", "latency"])
+def test_gamma_minimises_the_linearised_loss(make) -> None:
+    model = network()
+    rng = np.random.default_rng(0)
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    for norm in norms:
+        norm.gamma.assign(np.where(rng.uniform(size=norm.gamma.shape) < 0.4, 0.001, rng.normal(size=norm.gamma.shape)))
+    a, b, dw, c = (np.abs(keras.ops.convert_to_numpy(norm.gamma).astype(float)) for norm in norms)
+    r = [np.max([a, b, dw], axis=0), c]
+    cost = make(model)
+    regularizer = Gamma(cost, strength=3.0)
+    gated = regularizer.attach(model)
+    alive = [(vector > 1e-2).sum() for vector in r]
+    expected = linearised_loss(cost, alive, np.array([vector.sum() for vector in r])) / cost.value(None)
+    assert charged(gated, 3.0) == pytest.approx(expected, rel=1e-5)
+    assert regularizer.widths().tolist() == alive
+    assert [found.sum() for found in regularizer.alive().values()] == alive
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_group_lasso_minimises_the_linearised_loss(fraction: float) -> None:
+    model = network(norm=False)
+    cost = flops(model)
+
+    def r(name: str) -> np.ndarray:
+        (kernel, axes), = kernels_of(model.get_layer(name))
+        kernel = keras.ops.convert_to_numpy(kernel).astype(float)
+        size = (1 - fraction) * np.sqrt((kernel**2).mean(axes)) + fraction * np.abs(kernel).mean(axes)
+        return size.reshape(-1)
+
+    groups = [np.max([r("a"), r("b"), r("dw")], axis=0), r("c")]
+    gated = GroupLasso(cost, strength=1.0, l1_fraction=fraction).attach(model)
+    expected = linearised_loss(cost, [16, 32], np.array([g.sum() for g in groups])) / cost.value(None)
+    assert charged(gated) == pytest.approx(expected, rel=1e-5)
+
+
+def test_group_lasso_has_a_finite_slope_where_weights_are_zero() -> None:
+    tf = pytest.importorskip("tensorflow")
+    model = network(norm=False)
+    model.get_layer("c").kernel.assign(np.zeros((1, 1, 16, 32)))
+    gated = GroupLasso(flops(model), strength=1.0, group="l2").attach(model)
+    with tf.GradientTape() as tape:
+        gated(np.zeros((1, 8, 8, 1), "float32"), training=True)
+        loss = sum(gated.losses)
+    gradients = tape.gradient(loss, [layer.kernel.value for layer in gated.layers if hasattr(layer, "kernel")][:-1])
+    assert all(np.isfinite(g).all() for g in gradients if g is not None)
+
+
+@ALL
+def test_nothing_is_charged_at_inference(regularizer) -> None:
+    model = network()
+    gated = regularizer(flops(model), strength=1.0).attach(model)
+    gated(np.zeros((1, 8, 8, 1), "float32"), training=False)
+    assert not gated.losses
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_exactly_one_of_strength_and_budgets(regularizer) -> None:
+    cost = flops(network())
+    for wrong in ({}, {"strength": 1.0, "target": 0.5}, {"target": 0.5, "target_ms": 3.0}):
+        with pytest.raises(UsageError, match="exactly one"):
+            regularizer(cost, **wrong)
+    with pytest.raises(UsageError, match="in FLOPs"):
+        regularizer(cost, target_ms=3.0)
+    with pytest.raises(UsageError, match="share in"):
+        regularizer(cost, target=50)
+    with pytest.raises(BudgetError, match="2 channels in the 2 groups"):
+        regularizer(cost, target=1e-4)
+
+
+@ALL
+def test_another_model_is_refused(regularizer) -> None:
+    other = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(3, 3, name="a"), layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(StructureError, match="another model"):
+        regularizer(flops(network()), strength=1.0).attach(other)
+
+
+def test_gamma_refuses_what_it_cannot_regularize() -> None:
+    model = network(scale=False)
+    name = next(layer.name for layer in model.layers if isinstance(layer, layers.BatchNormalization))
+    with pytest.raises(UnsupportedModelError, match=rf"{name}.*scale=False.*LogisticSigmoid or GroupLasso"):
+        Gamma(flops(model), strength=1.0).attach(model)
+    model = network(norm=False)
+    with pytest.raises(UnsupportedModelError, match="no channel group.*LogisticSigmoid or GroupLasso"):
+        Gamma(flops(model), strength=1.0).attach(model)
+
+
+def test_gamma_leaves_a_group_without_batch_norm_whole_and_says_so() -> None:
+    image = keras.Input((8, 8, 1))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, name="normed")(image))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, name="bare")(x))
+    model = keras.Model(image, layers.Dense(2)(x))
+    regularizer = Gamma(flops(model), target=0.5)
+    gated = regularizer.attach(model)
+    assert regularizer.unregularized == ("bare",)
+    assert regularizer.widths().tolist() == [8, 12]
+    cost = regularizer.cost
+    assert charged(gated) * cost.value(None) == pytest.approx(cost.gradient([8, 12]) @ [8, 12], rel=1e-5)
+    assert len(regularizer.structure().kept["bare"]) == 12
+
+
+def test_gamma_refuses_a_budget_that_its_groups_cannot_reach() -> None:
+    image = keras.Input((8, 8, 1))
+    x = layers.BatchNormalization()(layers.Conv2D(8, 3, name="normed")(image))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, name="bare")(x))
+    model = keras.Model(image, layers.Dense(2)(x))
+    with pytest.raises(BudgetError, match="13 channels in the 2 groups"):
+        Gamma(flops(model), target=0.05).attach(model)
+
+
+def test_reading_before_attaching_is_refused() -> None:
+    with pytest.raises(UsageError, match="attach"):
+        LogisticSigmoid(flops(network()), strength=1.0).widths()
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_a_budget_is_met_and_logged(regularizer, digits) -> None:
+    images, labels = digits
+    model = network(norm=regularizer is not GroupLasso)
+    cost = latency(model)
+    options = {"seed": 0} if regularizer is LogisticSigmoid else {}
+    learner = regularizer(cost, target=0.5, **options)
+    gated = compiled(learner.attach(model), 1e-2)
+    history = gated.fit(images[:512], labels[:512], epochs=3, callbacks=learner.callbacks(), verbose=0).history
+    assert {"latency_ms", "channels", "strength"} <= set(history)
+    assert history["latency_ms"][-1] == pytest.approx(cost.at(learner.widths()))
+    assert history["strength"][0] != history["strength"][-1]
+    structure = learner.structure()
+    widths = structure.widths(cost.graph)
+    assert cost.at(widths) <= 0.5 * cost.at()
+    assert structure.provenance["cost_after"] == pytest.approx(cost.at(widths))
+    json.dumps(structure.to_json())
+    slim, wide = shrink(gated, structure), masked(gated, structure)
+    assert np.array(slim(images[:8])) == pytest.approx(np.array(wide(images[:8])), abs=1e-4)
+
+
+def test_logistic_sigmoid_holds_its_budget_by_itself(digits) -> None:
+    images, labels = digits
+    keras.utils.set_random_seed(0)
+    model = network()
+    cost = flops(model)
+    learner = LogisticSigmoid(cost, target=0.5, seed=0)
+    gated = compiled(learner.attach(model), 2e-3)
+    gated.fit(images, labels, epochs=6, callbacks=learner.callbacks(), verbose=0)
+    assert cost.at(learner.widths()) / cost.at() == pytest.approx(0.5, abs=0.1)
+    recalibrate_batch_norm(gated, [images[:256]])
+    assert gated.evaluate(images[:256], labels[:256], verbose=0, return_dict=True)["accuracy"] > 0.5
+
+
+def test_a_constant_strength_stays(digits) -> None:
+    images, labels = digits
+    model = network()
+    learner = LogisticSigmoid(ParamsCost(ChannelGraph.from_model(model)), strength=0.7)
+    gated = compiled(learner.attach(model))
+    history = gated.fit(images[:128], labels[:128], epochs=2, callbacks=learner.callbacks(), verbose=0).history
+    assert history["strength"] == pytest.approx([0.7, 0.7])
+    assert "parameters" in history
+    assert learner.structure().widths(learner.cost.graph).tolist() == learner.widths().tolist()
+
+
+# ---- saving and loading -------------------------------------------------------------------------------------------
+
+
+def test_a_gated_model_loads_and_trains_on(digits, tmp_path) -> None:
+    images, labels = digits
+    model = network()
+    cost = latency(model)
+    learner = LogisticSigmoid(cost, strength=1.0)
+    gated = learner.attach(model)
+    gated.get_layer("gates").raw.assign(np.linspace(-0.2, 0.2, 48))
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras")
+    assert np.array(loaded(images[:4])) == pytest.approx(np.array(gated(images[:4])), abs=1e-5)
+    assert charged(loaded) == pytest.approx(charged(gated), rel=1e-6)
+    resumed = LogisticSigmoid(cost, target=0.5)
+    resumed.bind(loaded)
+    assert resumed.widths().tolist() == learner.widths().tolist()
+    compiled(loaded).fit(images[:64], labels[:64], callbacks=resumed.callbacks(), verbose=0)
+
+
+@pytest.mark.parametrize("regularizer", [Gamma, GroupLasso])
+def test_a_loaded_penalty_on_weights_has_to_be_bound_to_train(regularizer, digits, tmp_path) -> None:
+    images, labels = digits
+    model = network(norm=regularizer is Gamma)
+    learner = regularizer(flops(model), strength=1.0)
+    gated = learner.attach(model)
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras")
+    assert np.array(loaded(images[:4])) == pytest.approx(np.array(gated(images[:4])), abs=1e-5)
+    with pytest.raises(UsageError, match=r"regularizer\.bind\(model\)"):
+        loaded(images[:4], training=True)
+    resumed = regularizer(learner.cost, strength=1.0)
+    resumed.bind(loaded)
+    assert charged(loaded) == pytest.approx(charged(gated), rel=1e-6)
+    compiled(loaded).fit(images[:64], labels[:64], verbose=0)
+    with pytest.raises(UsageError, match="no layer 'penalty'"):
+        resumed.bind(model)
+
+
+# ---- control and batch norm ---------------------------------------------------------------------------------------
+
+
+def simulate(control: BudgetControl, steps: int, speed: float) -> list[float]:
+    """A plant like Adam on logits: widths close at a speed that saturates in the strength, and never reopen."""
+    logits = np.linspace(1.5, 3.5, 100)
+    worth = np.random.default_rng(0).permutation(np.linspace(0.05, 1.5, 100))
+    shares = []
+    for step in range(steps):
+        share = float((logits > 0).mean())
+        shares.append(share)
+        if step % 10 == 0:
+            strength = control.update(step / steps, share)
+        logits = logits + speed * np.tanh(worth - strength)
+    return shares
+
+
+@pytest.mark.parametrize("steps", [200, 600, 2000])
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+def test_control_brings_a_saturating_plant_to_its_target(steps: int, target: float) -> None:
+    shares = simulate(BudgetControl(target), steps, speed=0.03)
+    assert shares[-1] == pytest.approx(target, abs=0.1)
+
+
+def test_control_does_not_wind_up_at_its_cap() -> None:
+    control = BudgetControl(0.5, cap=5.0)
+    for step in range(100):
+        assert control.update(step / 100, 1.0) <= 5.0
+    assert control.integral <= 5.0
+    assert control.update(1.0, 0.3) < 5.0
+
+
+def test_recalibration_takes_the_statistics_of_the_data() -> None:
+    model = network()
+    images = np.random.default_rng(0).normal(3, 2, size=(256, 8, 8, 1)).astype("float32")
+    recalibrate_batch_norm(model, [images[:128], images[128:]])
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    for norm in norms:
+        out = np.array(keras.Model(model.input, norm.output)(images))
+        assert out.mean((0, 1, 2)) == pytest.approx(np.zeros(out.shape[-1]), abs=1e-3)
+        assert out.std((0, 1, 2)) == pytest.approx(np.ones(out.shape[-1]), abs=0.05)
