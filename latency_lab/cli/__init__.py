@@ -1,0 +1,1 @@
+"""The command `latency-lab`: one file a verb, data on stdout, all else on stderr."""

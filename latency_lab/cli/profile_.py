@@ -1,0 +1,144 @@
+"""time operations on a runtime of this machine and fit a device profile
+
+A run that was stopped goes on from its journal when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latency_lab.cli.inputs import KERAS, add_runtime, load_keras, model_file, quiet
+from latency_lab.cli.output import emit, note, write_json
+from latency_lab.cli.progress import ProgressLine
+from latency_lab.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--runtime, --threads, --model, -o, --journal, --name, --force, --rounds."""
+    add_runtime(parser)
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        dest="models",
+        action="append",
+        default=[],
+        help="a .keras file: measure its operations over the widths that it can take (may be given more than once). "
+        "Without it, operations of real networks in general",
+    )
+    parser.add_argument("-o", "--output", metavar="F", required=True, help="the profile to write, JSON; - is stdout")
+    parser.add_argument("--journal", metavar="J", help="keeps each block (default: F's name with .journal.jsonl)")
+    parser.add_argument("--name", help="of the profile (default: F's name)")
+    parser.add_argument("--force", action="store_true", help="take a journal that another environment began")
+    parser.add_argument("--rounds", metavar="N", type=_rounds, help="rounds of the protocol (default 5, at least 5)")
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What was done.
+
+    Attributes:
+        profile, journal: the files.
+        points: operations and networks that were measured.
+        failed: those that were not, name -> reason.
+        unstable: names of those whose interval is wider than 10 % of their latency.
+        rounds: blocks each.
+        samples: in all blocks of the journal.
+        seconds: that this run took.
+    """
+
+    profile: str
+    journal: str
+    points: int
+    failed: dict[str, str]
+    unstable: list[str]
+    rounds: int
+    samples: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{self.points} points, {self.rounds} rounds, {self.samples} samples, {self.seconds:.1f} seconds"]
+        if self.unstable:
+            lines.append(f"{len(self.unstable)} points are unstable (interval wider than 10 %): see latency-lab doctor")
+        lines += [f"failed: {name}: {reason}" for name, reason in self.failed.items()]
+        return "\n".join([*lines, f"wrote {self.profile} (blocks: {self.journal})"])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return dict(vars(self))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, measure, fit, write."""
+    journal_path, name = _journal_path(args), args.name or Path(args.output).stem
+    began = time.monotonic()
+    journal = _measure(args, journal_path)
+    profile = _fit(journal, name)
+    if args.output == "-":
+        write_json("-", profile.to_json())
+    else:
+        profile.save(args.output)
+    done = Profiled(
+        profile=args.output,
+        journal=str(journal_path),
+        points=len(journal.blocks),
+        failed=dict(journal.failures),
+        unstable=[key for key in journal.blocks if journal.statistic(key).unstable],
+        rounds=int(journal.protocol["rounds"]),
+        samples=journal.samples,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    if args.output == "-":
+        note(str(done))
+    else:
+        emit(done, as_json=args.json)
+    return 0
+
+
+def _measure(args: argparse.Namespace, journal: Path) -> Any:
+    import latency_lab
+    from latency_lab import plan as planning
+    from latency_lab.profiling import Protocol
+
+    quiet()
+    with ExitStack() as stack:
+        paths = [stack.enter_context(model_file(m, (KERAS,))) for m in args.models]
+        graphs = [latency_lab.ChannelGraph.from_model(load_keras(path)) for path in paths]
+    tasks = planning.plan(graphs, args.runtime)
+    note(f"{len(tasks)} points to measure on {args.runtime}, {args.threads} thread(s); blocks go to {journal}")
+    with ProgressLine(f"profiling {args.runtime}") as line:
+        return latency_lab.profile(
+            tasks,
+            runtime=args.runtime,
+            threads=args.threads,
+            journal=journal,
+            protocol=Protocol(rounds=args.rounds) if args.rounds else None,
+            force=args.force,
+            on_progress=lambda progress: line(progress.done, progress.total),
+        )
+
+
+def _fit(journal: Any, name: str) -> Any:
+    import latency_lab
+
+    note("fitting ...")
+    return latency_lab.fit_profile(journal, name=name)
+
+
+def _journal_path(args: argparse.Namespace) -> Path:
+    if args.journal:
+        return Path(args.journal)
+    if args.output == "-":
+        raise UsageError("-o - writes the profile to stdout: name the journal's file with --journal J")
+    return Path(args.output).with_suffix(".journal.jsonl")
+
+
+def _rounds(text: str) -> int:
+    value = int(text)
+    if value < 5:
+        raise argparse.ArgumentTypeError(f"the protocol has at least 5 rounds, received {text}")
+    return value

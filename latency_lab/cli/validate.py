@@ -1,0 +1,30 @@
+"""measure models and set what was predicted beside it"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+
+from latency_lab.cli.inputs import KERAS, add_profile, model_file, quiet
+from latency_lab.cli.output import emit
+from latency_lab.cli.progress import ProgressLine
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL... and --profile."""
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=".keras files")
+    add_profile(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Validate, and print errors model by model and over all."""
+    import latency_lab
+
+    quiet()
+    profile = latency_lab.load_profile(args.profile)
+    with ExitStack() as stack:
+        paths = [stack.enter_context(model_file(name, (KERAS,))) for name in args.models]
+        with ProgressLine("measuring") as line:
+            validation = latency_lab.validate(profile, paths, on_progress=line)
+        emit(validation, as_json=args.json)
+    return 0

@@ -1,0 +1,70 @@
+"""A device profile on one screen."""
+
+from __future__ import annotations
+
+from latency_lab.profiles import DeviceProfile
+from latency_lab.report.text import table
+
+
+def describe(profile: DeviceProfile) -> str:
+    """What a profile holds: where it was taken, how much was measured, how far off it is on what it did not see.
+
+    Args:
+        profile: any profile, measured or analytic.
+
+    Returns:
+        Lines without a newline at the end.
+
+    Example:
+        >>> from latency_lab.profiles import DeviceProfile
+        >>> from latency_lab.report import describe
+        >>> print(describe(DeviceProfile.analytic("v100", peak_gflops=125000, bandwidth_gb_s=900)))
+        v100: analytic, float32, digest ...
+          roofline  125000 GFLOP/s, 900 GB/s
+    """
+    threads = f", {profile.threads} thread{'s' if profile.threads > 1 else ''}" if profile.threads else ""
+    runtime = f", {profile.runtime}" if profile.runtime else ""
+    lines = [f"{profile.name}: {profile.kind}{runtime}{threads}, {profile.precision}, digest {profile.digest}"]
+    facts = {
+        "roofline": f"{profile.roofline.peak_gflops:.6g} GFLOP/s, {profile.roofline.bandwidth_gb_s:.6g} GB/s",
+        "measured": _measured(profile),
+        "protocol": ", ".join(f"{k} {v}" for k, v in profile.protocol.items()),
+        "fusions": ", ".join(sorted(profile.fusions)),
+        "network": _network(profile),
+        "taken on": ", ".join(f"{k} {v}" for k, v in profile.environment.items() if isinstance(v, str | int | float)),
+    }
+    lines += [f"  {name.ljust(8)}  {text}" for name, text in facts.items() if text]
+    for title, part in (
+        ("Errors on operations that the fit did not see", _holdout(profile)),
+        ("Steps", _steps(profile)),
+    ):
+        if part:
+            lines += ["", f"{title}:", *(f"  {line}" for line in part.splitlines())]
+    return "\n".join(lines)
+
+
+def _measured(profile: DeviceProfile) -> str:
+    points = sum(len(t.points) for t in profile.tables.values())
+    return f"{points} points in {len(profile.tables)} tables" if points else ""
+
+
+def _network(profile: DeviceProfile) -> str:
+    n = profile.network
+    if profile.kind == "analytic":
+        return ""
+    each = f"{n.a:.3f} * sum {n.b_ms * 1e3:+.2f} us a kernel {n.c_ms_per_byte * 1e9:+.3g} ns a kB beyond the cache"
+    return f"{each}, from {len(n.residuals)} networks"
+
+
+def _holdout(profile: DeviceProfile) -> str:
+    names = sorted({name for errors in profile.holdout.values() for name in errors})
+    rows = [
+        [family, *(f"{errors[n]:.4g}" if n in errors else "-" for n in names)]
+        for family, errors in profile.holdout.items()
+    ]
+    return table(["family", *names], rows) if rows else ""
+
+
+def _steps(profile: DeviceProfile) -> str:
+    rows = [[s["family"], s["axis"], s["quantum"], s.get("slow_remainders") or "-"] for s in profile.steps]
+    return table(["family", "axis", "quantum", "slow remainders"], rows) if rows else ""

@@ -1,0 +1,108 @@
+"""The steps of the demo, a function each: train, learn, rebuild, fine-tune, export, and a network to compare with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import demo_networks
+import keras
+import numpy as np
+from demo_data import Images
+
+import latency_lab as ll
+from latency_lab import convert
+from latency_lab.validation import SUFFIXES
+from regularizers import Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
+
+REGULARIZERS = {"logistic_sigmoid": LogisticSigmoid, "gamma": Gamma, "group_lasso": GroupLasso}
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How long each stage trains. The uniform network gets as many epochs as the others together."""
+
+    seed: int
+    learn: int
+    fine_tune: int
+
+    @property
+    def all(self) -> int:
+        """Of the uniform network."""
+        return self.seed + self.learn + self.fine_tune
+
+
+def epochs_of(images: Images) -> Epochs:
+    """Fewer for more images."""
+    return Epochs(6, 12, 4) if len(images.train_x) < 5_000 else Epochs(3, 5, 2)
+
+
+def train(model: Any, images: Images, epochs: int, learning_rate: float) -> None:
+    """Adam, with a learning rate that comes down to 0 along a cosine."""
+    steps = -(-len(images.train_x) // BATCH) * epochs
+    _compile(model, keras.optimizers.schedules.CosineDecay(learning_rate, steps))
+    model.fit(images.train_x, images.train_y, batch_size=BATCH, epochs=epochs, verbose=0)
+
+
+def learn(seed: Any, cost: ll.Cost, images: Images, name: str, epochs: int) -> tuple[Any, ll.Structure, dict[str, Any]]:
+    """Trains a copy of the seed that pays for its milliseconds, down to half of them.
+
+    Returns:
+        The gated model, the structure that it learned, and the last logs of the training.
+    """
+    regularizer = REGULARIZERS[name](cost, target=TARGET)
+    gated = regularizer.attach(seed)
+    _compile(gated, LEARNING_RATES[name])
+    history = gated.fit(
+        images.train_x, images.train_y, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=regularizer.callbacks()
+    )
+    recalibrate_batch_norm(gated, [images.train_x[:512]])
+    return gated, regularizer.structure(), {key: values[-1] for key, values in history.history.items()}
+
+
+TARGET = 0.5
+LEARNING_RATES = {"logistic_sigmoid": 1e-3, "gamma": 3e-3, "group_lasso": 1e-3}
+
+
+def accuracy(model: Any, images: Images) -> float:
+    """Share of the test images that are classified right, 0 to 1."""
+    logits = model.predict(images.test_x, batch_size=256, verbose=0)
+    return float(np.mean(np.argmax(logits, axis=-1) == images.test_y))
+
+
+def uniform(name: str, images: Images, cost: ll.Cost, latency_ms: float, batch_norm: bool) -> Any:
+    """The network of the demo, every stage narrowed alike, that is predicted to take nearest to `latency_ms`."""
+    full = demo_networks.seed_width(name, images.shape)
+    widths = cost.graph.full_widths
+
+    def predicted(width: int) -> float:
+        return cost.at(np.maximum(1, widths * width // full).astype(int))
+
+    low, high = 1, full
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if predicted(middle) <= latency_ms else (low, middle)
+    near = range(max(1, low - 8), min(full, low + 8) + 1)  # the staircase may go down again
+    best = min(near, key=lambda width: abs(predicted(width) - latency_ms))
+    return demo_networks.build(name, images.shape, best, batch_norm=batch_norm, seed=1)
+
+
+def export(model: Any, stem: Path) -> dict[str, Path]:
+    """Writes .keras, .tflite and .onnx.
+
+    Returns:
+        The file of each runtime.
+    """
+    model.save(stem.with_suffix(".keras"))
+    found = {runtime: stem.with_suffix(suffix) for runtime, suffix in SUFFIXES.items()}
+    found["litert"].write_bytes(convert.to_tflite(model))
+    found["onnxruntime"].write_bytes(convert.to_onnx(model))
+    return found
+
+
+def _compile(model: Any, learning_rate: Any) -> None:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # XLA takes five times as long for depthwise convs on a CPU.
+    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"], jit_compile=False)
