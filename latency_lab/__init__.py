@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latency_lab.fitting import fit_profile
     from latency_lab.graph import ChannelGraph
     from latency_lab.ops import Network, OpConfig
-    from latency_lab.plan import general_plan
+    from latency_lab.plan import general_plan, sweep
     from latency_lab.profiles import DeviceProfile, load_profile
     from latency_lab.profiling import profile
     from latency_lab.profiling.doctor import doctor
@@ -49,6 +49,7 @@ _HOMES = {
     "measure": "validation",
     "profile": "profiling",
     "shrink": "shrink",
+    "sweep": "plan",
     "validate": "validation",
     "worst_of": "cost",
 }
@@ -73,6 +74,7 @@ __all__ = [
     "measure",
     "profile",
     "shrink",
+    "sweep",
     "validate",
     "worst_of",
 ]

@@ -153,7 +153,7 @@ class Comparison:
         verdict = (
             "faster" if self.faster else "slower" if self.low > 1 else "no difference that this measurement can show"
         )
-        return f"a: {self.a}\nb: {self.b}\nb takes {self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}] of a: {verdict}"
+        return f"{self.a}\n{self.b}\nb takes {self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}] of a: {verdict}"
 
 
 def measure(
