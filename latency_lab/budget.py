@@ -54,12 +54,11 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
     check_reachable(cost, target, lowest)
     ladder = _Ladder(cost, values)
     plain = _largest(ladder.rungs, lambda k: cost.at(ladder.widths(k)) <= target)
-    found = ladder.widths(plain)
     for rung in ladder.around(plain):
         snapped = snap(cost, ladder.widths(rung), lowest)
         if cost.at(snapped) <= target:
-            found = snapped
-    return found
+            return snapped
+    return ladder.widths(plain)
 
 
 def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = None) -> None:
@@ -136,7 +135,7 @@ def uniform_widths(cost: Cost, target: float) -> Ints:
     shares = np.unique(np.concatenate([np.zeros(1), *(np.arange(1, size + 1) / size for size in full)]))
 
     def at(k: int) -> Ints:
-        return np.maximum(1, np.floor(shares[k] * full + 1e-9)).astype(np.int64)
+        return np.asarray(np.maximum(1, np.floor(shares[k] * full + 1e-9)), np.int64)
 
     return at(_largest(len(shares), lambda k: cost.at(at(k)) <= target))
 
@@ -153,7 +152,7 @@ def mask_of(cost: Cost, openness: npt.ArrayLike, widths: npt.ArrayLike) -> Float
 def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float) -> Ints:
     """Channels of each group with an openness above a threshold, [groups], at least 1."""
     opened = np.concatenate([[0], np.cumsum(np.asarray(openness) > threshold)])
-    return np.maximum(np.diff(opened[cost.graph.offsets]), 1).astype(np.int64)
+    return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), 1), np.int64)
 
 
 class _Ladder:
@@ -164,7 +163,8 @@ class _Ladder:
         offsets = cost.graph.offsets
         group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         kept = np.isinf(openness)
-        kept[[start + int(np.argmax(openness[start:end])) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]] = True
+        for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+            kept[start + int(np.argmax(openness[start:end]))] = True
         order = np.argsort(-openness, kind="stable")
         self._count = len(offsets) - 1
         self._lowest = np.bincount(group_of[kept], minlength=self._count)
@@ -176,9 +176,10 @@ class _Ladder:
         return (self._lowest + opened).astype(np.int64)
 
     def around(self, rung: int) -> list[int]:
-        """A few rungs from a little below to a little above, in rising order."""
+        """A few rungs from 4 % above to 2 % below, falling."""
         step = max(1, self.rungs // 100)
-        return [k for k in range(rung - 2 * step, rung + 6 * step + 1, step) if 0 <= k < self.rungs]
+        rungs = (rung + steps * step for steps in (4, 3, 2, 1, 0, -1, -2))
+        return list(dict.fromkeys(min(max(k, 0), self.rungs - 1) for k in rungs))
 
 
 def _largest(count: int, holds: Callable[[int], bool]) -> int:
@@ -193,7 +194,7 @@ def _largest(count: int, holds: Callable[[int], bool]) -> int:
 
 
 def _best_width(cost: Cost, widths: Ints, group: int, low: int, high: int) -> int:
-    """The width in low..high that gains most; a wider one only where it ends a step: one more channel costs its price."""
+    """The width in low..high that gains most; a wider one only at a step's end: one more channel costs its price."""
     width, size = int(widths[group]), cost.graph.groups[group].size
     price = max(0.0, float(cost.gradient(widths)[group]))
     trial, costs = widths.copy(), {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +23,8 @@ from latency_lab.structure import Structure
 from regularizers.control import BudgetCallback, BudgetControl
 from regularizers.penalty import Penalty
 
+LOGGER = logging.getLogger(__name__)
+
 
 class Regularizer(ABC):
     """Learns widths by making channels pay for what they cost.
@@ -29,8 +34,8 @@ class Regularizer(ABC):
         strength: constant, in units of 1/initial cost: 1.0 charges a network of all channels a loss of 1.
         target: a budget, as a share of the initial cost, in (0, 1].
         target_ms: a budget in ms, of a cost in ms.
-        control: of the strength under a budget; its target is replaced by the budget's.
-        every: batches between two readings of the budget.
+        control: of the strength under a budget, with any target: the budget's takes its place. None: the class's own.
+        every: batches between two readings of the budget; None: a hundredth of the training, 1 to 10.
 
     Raises:
         UsageError: not exactly one of strength, target and target_ms.
@@ -40,6 +45,9 @@ class Regularizer(ABC):
     threshold: float
     """A channel is open where its openness is larger."""
 
+    horizon: int = 20
+    """Steps that readings of a budget look ahead: what Adam's averages carry on with by themselves."""
+
     def __init__(
         self,
         cost: Cost,
@@ -48,7 +56,7 @@ class Regularizer(ABC):
         target: float | None = None,
         target_ms: float | None = None,
         control: BudgetControl | None = None,
-        every: int = 10,
+        every: int | None = None,
     ) -> None:
         given = {"strength": strength, "target": target, "target_ms": target_ms}
         if sum(value is not None for value in given.values()) != 1:
@@ -119,6 +127,10 @@ class Regularizer(ABC):
         """For `fit`: logs of cost, channels and strength, and the control of a budget."""
         return [BudgetCallback(self, self.control, self.every)]
 
+    def begin(self, steps: int) -> None:
+        """Called by the callback before training, with the number of steps ahead."""
+        LOGGER.debug("%s: %d steps ahead", type(self).__name__, steps)
+
     # ---- reading ----------------------------------------------------------------------------------------------
 
     def openness(self) -> npt.NDArray[np.float64]:
@@ -129,7 +141,8 @@ class Regularizer(ABC):
         """Which channels of each group are open now: [size] a group; the most open one always is."""
         graph = self.cost.graph
         mask = budget.mask_of(self.cost, self.openness(), self.widths()).astype(bool)
-        return {group.name: mask[start : start + group.size] for group, start in zip(graph.groups, graph.offsets)}
+        spans = zip(graph.groups, graph.offsets, strict=False)
+        return {group.name: mask[start : start + group.size] for group, start in spans}
 
     def widths(self) -> npt.NDArray[np.int64]:
         """Open channels of each group now, [groups], at least 1."""
@@ -148,7 +161,8 @@ class Regularizer(ABC):
         if self.budget is not None:
             widths = budget.fit(self.cost, openness, self.budget)
         else:
-            widths = budget.snap(self.cost, self.widths(), budget.widths_above(self.cost, openness, np.finfo(float).max))
+            lowest = budget.widths_above(self.cost, openness, np.finfo(float).max)
+            widths = budget.snap(self.cost, self.widths(), lowest)
         mask = budget.mask_of(self.cost, openness, widths)
         return Structure.from_mask(self.cost.graph, mask, self._provenance(widths))
 
@@ -168,6 +182,9 @@ class Regularizer(ABC):
 
     # ---- for each regularizer ---------------------------------------------------------------------------------
 
+    _default_control = BudgetControl(1.0)
+    """Ended within 5 % of targets from 0.3 to 0.7 on small networks, at 190 to 1350 steps of Adam at 1e-3 to 2e-3."""
+
     _source: str
     """Name of the layer that has the openness."""
 
@@ -181,9 +198,8 @@ class Regularizer(ABC):
         """A copy of the model, and its openness as a tensor in it."""
 
     def _control(self, given: BudgetControl | None) -> BudgetControl:
-        control = given or BudgetControl(1.0)
-        control.target = (self.budget or self.initial) / self.initial
-        return control
+        target = (self.budget or self.initial) / self.initial
+        return dataclasses.replace(given or self._default_control, target=target)
 
     def _attached(self) -> Any:
         if self._model is None:
@@ -202,6 +218,27 @@ class Regularizer(ABC):
             "strength": self.strength,
         }
         return found if profile is None else {**found, "profile": profile.name, "profile_digest": profile.digest}
+
+
+class WeightRegularizer(Regularizer):
+    """A regularizer of weights that are there anyway: they close no faster than the optimizer moves them."""
+
+    _source = "openness"
+
+    def begin(self, steps: int) -> None:
+        """Warns (logging) when Adam cannot close a typical channel in the steps ahead: it moves a weight by at most
+        about a learning rate a step."""
+        optimizer = self._attached().optimizer
+        if self.budget is None or optimizer is None or "adam" not in optimizer.name:
+            return
+        rate, openness = float(ops.convert_to_numpy(optimizer.learning_rate)), self.openness()
+        size = float(np.median(openness[np.isfinite(openness)]))
+        if rate * steps < 2 * size:
+            LOGGER.warning(
+                "%s: the median channel is open by %.2g, and %d steps at a learning rate of %.2g close %.2g at most. "
+                "The budget will be met by cutting open channels. Train for %d steps or more, or at a higher rate.",
+                *(type(self).__name__, size, steps, rate, rate * steps, math.ceil(round(2 * size / rate, 3))),
+            )
 
 
 def copied(model: Any) -> Any:

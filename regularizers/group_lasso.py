@@ -10,13 +10,14 @@ import numpy as np
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
-from regularizers.base import Regularizer, copied
+from regularizers.base import WeightRegularizer, copied
+from regularizers.control import BudgetControl
 from regularizers.openness import Combine, WeightOpenness
 
 _MAKERS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
 
 
-class GroupLasso(Regularizer):
+class GroupLasso(WeightRegularizer):
     """Channels pay by the size of the weights that make them; for networks without batch norm.
 
         r    = (1 - f) * RMS(w) + f * mean |w|     over the weights of a channel, f = l1_fraction
@@ -41,7 +42,7 @@ class GroupLasso(Regularizer):
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798; M. Yuan, Y. Lin, 2006.
     """
 
-    _source = "openness"
+    _default_control = BudgetControl(1.0, proportional=10.0, integral_gain=60.0)
 
     def __init__(
         self,
@@ -62,8 +63,9 @@ class GroupLasso(Regularizer):
 
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         clone = copied(model)
-        makers = [layer for layer in clone.layers if type(layer).__name__ in _MAKERS and layer.name in graph.layer_channels]
-        members = {layer.name: graph.layer_channels[layer.name].out_ids.tolist() for layer in makers}
+        makers = [layer.name for layer in clone.layers if type(layer).__name__ in _MAKERS]
+        known = graph.layer_channels
+        members = {name: known[name].out_ids.tolist() for name in makers if name in known}
         members = {name: slots for name, slots in members.items() if np.any(np.array(slots) >= 0)}
         if not members:
             raise UnsupportedModelError(

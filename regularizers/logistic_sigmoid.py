@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
 from latency_lab.cost import Cost
 from latency_lab.gates import insert_masks
 from latency_lab.graph import ChannelGraph
@@ -40,7 +44,7 @@ class LogisticSigmoid(Regularizer):
     Source: FiGS, arXiv 2006.09581.
     """
 
-    threshold = 0.5
+    threshold = 0.0
     _source = "gates"
 
     def __init__(
@@ -63,6 +67,10 @@ class LogisticSigmoid(Regularizer):
     @property
     def _price_threshold(self) -> None:
         return None
+
+    def openness(self) -> npt.NDArray[np.float64]:
+        """The logit of each channel, [slots]."""
+        return np.array(ops.convert_to_numpy(self._attached().get_layer(self._source).open_logits()), float)
 
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         sizes = [group.size for group in graph.groups]

@@ -47,7 +47,9 @@ def combined(vectors: Any, how: Combine, xp: Any = np) -> Any:
         return xp.where(positive, xp.sqrt(xp.where(positive, total, xp.ones_like(total))), xp.zeros_like(total))
     if how == "probabilistic":
         return 1 - xp.prod(1 - vectors, axis=0)
-    raise UsageError(f"Invalid value for argument `how`. Expected 'max', 'l2' or 'probabilistic'. Received: how={how!r}")
+    raise UsageError(
+        f"Invalid value for argument `how`. Expected 'max', 'l2' or 'probabilistic'. Received: how={how!r}"
+    )
 
 
 def weight_size(weights: Any, axes: Sequence[int], l1_fraction: float, xp: Any = np) -> Any:
@@ -100,7 +102,7 @@ class _Bound:
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
-class WeightOpenness(keras.layers.Layer):  # type: ignore[misc]
+class WeightOpenness(keras.layers.Layer):
     """The openness of channels by the weights of the layers that they pass through.
 
     It reads those layers, found by name, and owns no weights; so it has to be bound to them, on attaching and after
@@ -156,9 +158,8 @@ class WeightOpenness(keras.layers.Layer):  # type: ignore[misc]
     def _size(self, layer: Any) -> Any:
         if self.of == "gamma":
             return ops.cast(ops.abs(layer.gamma), "float32")
-        kernels = kernels_of(layer)
-        sizes = [ops.reshape(weight_size(ops.cast(k, "float32"), axes, self.l1_fraction, ops), (-1,)) for k, axes in kernels]
-        return sizes[0] if len(sizes) == 1 else ops.concatenate(sizes)
+        kernel, axes = kernel_of(layer)
+        return ops.reshape(weight_size(ops.cast(kernel, "float32"), axes, self.l1_fraction, ops), (-1,))
 
     def call(self, anchor: Any, training: bool = False) -> Any:
         """anchor: any tensor of the model, unread. Returns the openness, (slots,); zeros at inference when unbound."""
@@ -176,14 +177,13 @@ class WeightOpenness(keras.layers.Layer):  # type: ignore[misc]
         return {**super().get_config(), **own}
 
 
-def kernels_of(layer: Any) -> list[tuple[Any, tuple[int, ...]]]:
-    """The kernels that make a layer's channels, each with all of its axes but the channel's."""
+def kernel_of(layer: Any) -> tuple[Any, tuple[int, ...]]:
+    """The kernel that makes a layer's channels, and all of its axes but the channels'."""
     kind = type(layer).__name__
     if kind == "DepthwiseConv2D":
-        return [(layer.kernel, (0, 1))]
-    if kind == "SeparableConv2D":
-        return [(layer.pointwise_kernel, (0, 1, 2))]
-    return [(layer.kernel, tuple(range(len(layer.kernel.shape) - 1)))]
+        return layer.kernel, (0, 1)
+    kernel = layer.pointwise_kernel if kind == "SeparableConv2D" else layer.kernel
+    return kernel, tuple(range(len(kernel.shape) - 1))
 
 
 def _places(slots: Sequence[Sequence[int]], count: int) -> Any:

@@ -13,7 +13,7 @@ from latency_lab.cost.formula import Formula, formula_from_json
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
-class Penalty(keras.layers.Layer):  # type: ignore[misc]
+class Penalty(keras.layers.Layer):
     """Hands on its first input, and in training adds to the loss what the openness costs.
 
         threshold None:  strength * cost(widths) / initial,       widths_g = sum of the openness of group g

@@ -50,17 +50,18 @@ def model_file(argument: str, suffixes: Sequence[str] = (KERAS, TFLITE, ONNX)) -
 
 
 def load_keras(path: Path) -> Any:
-    """The Keras model in a .keras file; gate layers are known.
+    """The Keras model in a .keras file, a gated one too: packages that bring layers name themselves as entry points.
 
     Raises:
         FileFormatError: it is no Keras model.
     """
     quiet()
-    import importlib
+    from importlib.metadata import entry_points
 
     import keras
 
-    importlib.import_module("latency_lab.gates")  # registers the gate layers
+    for package in entry_points(group="latency_lab.keras_layers"):
+        package.load()  # registers its layers
     try:
         return keras.saving.load_model(path, compile=False)
     except (ValueError, OSError, TypeError) as error:

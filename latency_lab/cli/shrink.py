@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from latency_lab import files
 from latency_lab.cli.inputs import KERAS, load_keras, model_file
 from latency_lab.cli.output import emit
 from latency_lab.errors import FileFormatError, UsageError
@@ -59,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     with model_file(args.model, (KERAS,)) as path:
         model = load_keras(path)
     slim = latency_lab.shrink(model, structure)
-    slim.save(output)
-    files = [str(output), *(_export(slim, output, kind) for kind in args.to)]
-    emit(Shrunk(files, (model.count_params(), slim.count_params()), dict(structure.provenance)), as_json=args.json)
+    _save(slim, output)
+    written = [str(output), *(_export(slim, output, kind) for kind in args.to)]
+    emit(Shrunk(written, (model.count_params(), slim.count_params()), dict(structure.provenance)), as_json=args.json)
     return 0
 
 
@@ -76,11 +78,19 @@ def _read_structure(argument: str) -> Any:
         raise FileFormatError(f"-: what came on stdin is not JSON: {error}") from error
 
 
+def _save(model: Any, output: Path) -> None:
+    """The .keras file, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
+        path = Path(folder) / output.name
+        model.save(path)
+        files.write_bytes(output, path.read_bytes())
+
+
 def _export(model: Any, output: Path, kind: str) -> str:
     from latency_lab import convert
 
     target = output.with_suffix(TARGETS[kind])
-    target.write_bytes(convert.to_tflite(model) if kind == "litert" else convert.to_onnx(model))
+    files.write_bytes(target, convert.to_tflite(model) if kind == "litert" else convert.to_onnx(model))
     return str(target)
 
 

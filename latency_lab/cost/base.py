@@ -75,8 +75,6 @@ class Cost:
         return Cost(self.graph, unit, formula, lambda widths: self.at(widths) + other.at(widths))
 
     def __mul__(self, factor: float) -> Cost:
-        if isinstance(factor, Cost):
-            return NotImplemented
         weight = float(factor)
         unit = self.unit if weight == 1.0 else f"{weight:g} {self.unit}"
         return Cost(self.graph, unit, Weighted(((weight, self.formula),)), lambda widths: weight * self.at(widths))

@@ -84,7 +84,9 @@ class ActivationMemoryCost(OpCost):
 
     def __init__(self, graph: ChannelGraph, unit: Literal["bytes", "channels"] = "bytes") -> None:
         if unit not in {"bytes", "channels"}:
-            raise UsageError(f"Invalid value for argument `unit`. Expected 'bytes' or 'channels'. Received: unit={unit!r}")
+            raise UsageError(
+                f"Invalid value for argument `unit`. Expected 'bytes' or 'channels'. Received: unit={unit!r}"
+            )
         nodes = [i for i, node in enumerate(graph.nodes) if node.op.kind in CONVS | {"dense"}]
         ops = [graph.nodes[i].op for i in nodes]
         terms = Polynomial.of(ops, lambda op: op.output_bytes if unit == "bytes" else op.out_channels)

@@ -59,7 +59,8 @@ class Estimate:
 
     def __str__(self) -> str:
         counts = Counter(op.source for op in self.ops)
-        known = [f"{counts[name]} {name}" for name in ("predicted", "extrapolated", "bounded", "analytic") if counts[name]]
+        other = ("predicted", "extrapolated", "bounded", "analytic")
+        known = [f"{counts[name]} {name}" for name in other if counts[name]]
         places = max(0, 2 - len(f"{self.latency_ms:.0f}") + 1) if self.latency_ms >= 1 else 4
         low, high = self.interval_ms
         numbers = f"{self.latency_ms:.{places}f} ms [{low:.{places}f}, {high:.{places}f}]"

@@ -13,13 +13,16 @@ from latency_lab.cost.terms import Terms, Values, as_array, terms_from_json
 
 
 class Formula(Protocol):
-    """(widths [groups], xp) -> value, and gradient [groups]."""
+    """A function of widths [groups], given the namespace `xp`."""
 
-    def value(self, widths: Any, xp: Any) -> Any: ...
+    def value(self, widths: Any, xp: Any) -> Any:
+        """A scalar."""
 
-    def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]: ...
+    def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
+        """A scalar, and its gradient [groups]."""
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `formula_from_json` reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +56,17 @@ class OpSum:
         return self.terms(x[:n], x[n:], xp)
 
     def value(self, widths: Any, xp: Any) -> Any:
+        """The sum, a scalar."""
         return self.constant + xp.sum(self.per_op(widths, xp)[0])
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
+        """The value, and its gradient [groups]."""
         values, slope_in, slope_out = self.per_op(widths, xp)
         gradient = xp.matmul(slope_in, as_array(self.in_map, xp)) + xp.matmul(slope_out, as_array(self.out_map, xp))
         return self.constant + xp.sum(values), gradient
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `formula_from_json` reads."""
         maps = {name: getattr(self, name).tolist() for name in ("in_map", "in_const", "out_map", "out_const")}
         numbers = {"groups": self.in_map.shape[1], "constant": self.constant}
         return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps}
@@ -73,14 +79,17 @@ class Weighted:
     parts: tuple[tuple[float, Formula], ...]
 
     def value(self, widths: Any, xp: Any) -> Any:
+        """The sum, a scalar."""
         first, *rest = (weight * part.value(widths, xp) for weight, part in self.parts)
         return sum(rest, first)
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
+        """The value, and its gradient [groups]."""
         found = [(weight, *part.value_and_gradient(widths, xp)) for weight, part in self.parts]
         return sum(weight * value for weight, value, _ in found), sum(weight * slope for weight, _, slope in found)
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `formula_from_json` reads."""
         return {"formula": "weighted", "parts": [[weight, part.to_json()] for weight, part in self.parts]}
 
 
@@ -91,12 +100,14 @@ class Worst:
     parts: tuple[Formula, ...]
 
     def value(self, widths: Any, xp: Any) -> Any:
+        """The largest, a scalar."""
         worst, *rest = (part.value(widths, xp) for part in self.parts)
         for value in rest:
             worst = xp.where(value > worst, value, worst)
         return worst
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
+        """The value, and its gradient [groups]."""
         (worst, slope), *rest = (part.value_and_gradient(widths, xp) for part in self.parts)
         for value, gradient in rest:
             slope = xp.where(value > worst, gradient, slope)
@@ -104,6 +115,7 @@ class Worst:
         return worst, slope
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `formula_from_json` reads."""
         return {"formula": "worst", "parts": [part.to_json() for part in self.parts]}
 
 

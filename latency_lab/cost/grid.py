@@ -52,6 +52,7 @@ class Grids:
         object.__setattr__(self, "_cells", _cells(self.in_knots, self.out_knots, self.values))
 
     def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
         count, rows, columns, fields = self._cells.shape  # type: ignore[attr-defined]
         last_in, last_out = self._last  # type: ignore[attr-defined]
         i = xp.clip(_knots_passed(x_in, self.in_knots, xp), 0, xp.array(last_in, dtype="int32"))
@@ -64,6 +65,7 @@ class Grids:
         return cell[:, 2] + slope_in * u + cell[:, 4] * v, slope_in, cell[:, 4] + cell[:, 5] * u
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
         grids = []
         for ins, outs, table in zip(self.in_knots, self.out_knots, self.values, strict=True):
             ins, outs = ins[numpy.isfinite(ins)], outs[numpy.isfinite(outs)]

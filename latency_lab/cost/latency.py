@@ -56,8 +56,6 @@ class LatencyCost(OpCost):
         >>> from latency_lab.cost import LatencyCost
         >>> def milliseconds(graph, profile):
         ...     return LatencyCost(graph, profile).estimate().latency_ms
-
-    Source: DESIGN.md, section 6.
     """
 
     def __init__(

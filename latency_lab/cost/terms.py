@@ -22,14 +22,16 @@ Values = tuple[Any, Any, Any]
 class Terms(Protocol):
     """A function of the channel counts of each op: (x_in [ops], x_out [ops], xp) -> `Values`."""
 
-    def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values: ...
+    def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
 
 
 def as_array(values: Any, xp: Any) -> Any:
     """The values as an array of the namespace: float64 for numpy, else float32."""
-    return xp.array(values, dtype="float64" if xp is numpy else "float32")
+    return numpy.asarray(values, float) if xp is numpy else xp.array(values, dtype="float32")
 
 
 def bilinear(op: OpConfig, count: Callable[[OpConfig], float]) -> tuple[float, float, float, float]:
@@ -68,11 +70,13 @@ class Polynomial:
         return cls(numpy.array([bilinear(op, count) for op in ops], dtype=float).reshape(-1, 4))
 
     def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
         rest, per_in, per_out, both = (as_array(column, xp) for column in self.coefficients.T)
         slope_in = per_in + both * x_out
         return rest + slope_in * x_in + per_out * x_out, slope_in, per_out + both * x_in
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
         return {"terms": "polynomial", "coefficients": self.coefficients.tolist()}
 
 
@@ -84,12 +88,14 @@ class Larger:
     second: Polynomial
 
     def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
         first, second = self.first(x_in, x_out, xp), self.second(x_in, x_out, xp)
         wins = first[0] >= second[0]
         value, slope_in, slope_out = (xp.where(wins, a, b) for a, b in zip(first, second, strict=True))
         return value, slope_in, slope_out
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
         return {"terms": "larger", "first": self.first.to_json(), "second": self.second.to_json()}
 
 
@@ -103,6 +109,7 @@ class Beyond:
     rate: float
 
     def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
         base, more = self.terms(x_in, x_out, xp), self.traffic(x_in, x_out, xp)
         beyond = as_array(self.rate, xp) * xp.where(more[0] >= self.cache_bytes, as_array(1.0, xp), as_array(0.0, xp))
         extra = (more[0] - self.cache_bytes, more[1], more[2])
@@ -110,6 +117,7 @@ class Beyond:
         return value, slope_in, slope_out
 
     def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
         data: dict[str, Any] = {"terms": "beyond", "cache_bytes": self.cache_bytes, "rate": self.rate}
         return {**data, "of": self.terms.to_json(), "traffic": self.traffic.to_json()}
 

@@ -54,10 +54,18 @@ def in_order(graph: ChannelGraph, by_name: dict[str, float]) -> np.ndarray:
     [
         (FlopsCost, 1, 985404, 1410376.375),
         (lambda graph: ParamsCost(graph, weights_only=True), 1, 2694, 4569.8),
-        (lambda graph: LatencyCost(graph, DeviceProfile.analytic("P100", peak_gflops=9300, bandwidth_gb_s=732)),
-         1e6, 515.251526, 461.267181),
-        (lambda graph: LatencyCost(graph, DeviceProfile.analytic("V100", peak_gflops=125000, bandwidth_gb_s=900)),
-         1e6, 395.168915, 347.760895),
+        (
+            lambda graph: LatencyCost(graph, DeviceProfile.analytic("P100", peak_gflops=9300, bandwidth_gb_s=732)),
+            1e6,
+            515.251526,
+            461.267181,
+        ),
+        (
+            lambda graph: LatencyCost(graph, DeviceProfile.analytic("V100", peak_gflops=125000, bandwidth_gb_s=900)),
+            1e6,
+            395.168915,
+            347.760895,
+        ),
     ],
     ids=["flops", "size", "P100", "V100"],
 )
@@ -67,7 +75,9 @@ def test_net_a(net_a, make, unit, cost_total, loss_total) -> None:
     alive = in_order(net_a, dict(zip(("conv1", "conv2", "conv3", "conv4"), alive, strict=True)))
     r = in_order(net_a, dict(zip(("conv1", "conv2", "conv3", "conv4"), r, strict=True)))
     assert share(cost, cost.per_op(alive)[0] * unit, "head0", "head1") == pytest.approx(cost_total, rel=1e-5)
-    assert share(cost, linearised_per_op(cost, alive, r) * unit, "head0", "head1") == pytest.approx(loss_total, rel=1e-5)
+    assert share(cost, linearised_per_op(cost, alive, r) * unit, "head0", "head1") == pytest.approx(
+        loss_total, rel=1e-5
+    )
 
 
 def test_net_b_counts_a_depthwise_op_once() -> None:

@@ -13,7 +13,7 @@ from latency_lab.gates import masked
 from latency_lab.graph import ChannelGraph
 from latency_lab.shrink import shrink
 from regularizers import BudgetControl, Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
-from regularizers.openness import kernels_of
+from regularizers.openness import kernel_of
 from tests.unit.cost_nets import StepProfile
 
 keras = pytest.importorskip("keras")
@@ -51,9 +51,9 @@ def digits():
     return (images / 16).reshape(-1, 8, 8, 1).astype("float32"), labels
 
 
-def compiled(model, learning_rate: float = 1e-3):
+def compiled(model, learning_rate: float = 1e-3, eager: bool = False):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"], run_eagerly=eager)
     return model
 
 
@@ -138,7 +138,7 @@ def test_group_lasso_minimises_the_linearised_loss(fraction: float) -> None:
     cost = flops(model)
 
     def r(name: str) -> np.ndarray:
-        (kernel, axes), = kernels_of(model.get_layer(name))
+        kernel, axes = kernel_of(model.get_layer(name))
         kernel = keras.ops.convert_to_numpy(kernel).astype(float)
         size = (1 - fraction) * np.sqrt((kernel**2).mean(axes)) + fraction * np.abs(kernel).mean(axes)
         return size.reshape(-1)
@@ -262,21 +262,43 @@ def test_logistic_sigmoid_holds_its_budget_by_itself(digits) -> None:
     cost = flops(model)
     learner = LogisticSigmoid(cost, target=0.5, seed=0)
     gated = compiled(learner.attach(model), 2e-3)
-    gated.fit(images, labels, epochs=6, callbacks=learner.callbacks(), verbose=0)
+    gated.fit(images[:1024], labels[:1024], epochs=6, callbacks=learner.callbacks(), verbose=0)
     assert cost.at(learner.widths()) / cost.at() == pytest.approx(0.5, abs=0.1)
     recalibrate_batch_norm(gated, [images[:256]])
     assert gated.evaluate(images[:256], labels[:256], verbose=0, return_dict=True)["accuracy"] > 0.5
+
+
+def test_too_few_steps_for_weights_to_close_are_warned_of(digits, caplog) -> None:
+    images, labels = digits
+    model = network()
+    learner = Gamma(flops(model), target=0.5)
+    gated = compiled(learner.attach(model), eager=True)
+    gated.fit(images[:32], labels[:32], callbacks=learner.callbacks(), verbose=0)
+    assert "Train for 2000 steps or more" in caplog.text
 
 
 def test_a_constant_strength_stays(digits) -> None:
     images, labels = digits
     model = network()
     learner = LogisticSigmoid(ParamsCost(ChannelGraph.from_model(model)), strength=0.7)
-    gated = compiled(learner.attach(model))
+    gated = compiled(learner.attach(model), eager=True)
     history = gated.fit(images[:128], labels[:128], epochs=2, callbacks=learner.callbacks(), verbose=0).history
     assert history["strength"] == pytest.approx([0.7, 0.7])
     assert "parameters" in history
     assert learner.structure().widths(learner.cost.graph).tolist() == learner.widths().tolist()
+
+
+def test_a_second_fit_starts_from_where_the_first_ended(digits) -> None:
+    images, labels = digits
+    model = network()
+    learner = LogisticSigmoid(flops(model), target=0.5)
+    gated = compiled(learner.attach(model), eager=True)
+    gated.get_layer("gates").raw.assign(np.where(np.arange(48) % 2, 0.1, -0.1))
+    share = learner.cost.at(learner.widths()) / learner.initial
+    (callback,) = learner.callbacks()
+    gated.fit(images[:64], labels[:64], callbacks=[callback], verbose=0)
+    assert callback.control.origin == pytest.approx(share)
+    assert callback.control.reference(0.3) == pytest.approx((share + 0.5) / 2)
 
 
 # ---- saving and loading -------------------------------------------------------------------------------------------
@@ -296,7 +318,7 @@ def test_a_gated_model_loads_and_trains_on(digits, tmp_path) -> None:
     resumed = LogisticSigmoid(cost, target=0.5)
     resumed.bind(loaded)
     assert resumed.widths().tolist() == learner.widths().tolist()
-    compiled(loaded).fit(images[:64], labels[:64], callbacks=resumed.callbacks(), verbose=0)
+    compiled(loaded, eager=True).fit(images[:64], labels[:64], callbacks=resumed.callbacks(), verbose=0)
 
 
 @pytest.mark.parametrize("regularizer", [Gamma, GroupLasso])
@@ -313,7 +335,7 @@ def test_a_loaded_penalty_on_weights_has_to_be_bound_to_train(regularizer, digit
     resumed = regularizer(learner.cost, strength=1.0)
     resumed.bind(loaded)
     assert charged(loaded) == pytest.approx(charged(gated), rel=1e-6)
-    compiled(loaded).fit(images[:64], labels[:64], verbose=0)
+    compiled(loaded, eager=True).fit(images[:64], labels[:64], verbose=0)
     with pytest.raises(UsageError, match="no layer 'penalty'"):
         resumed.bind(model)
 

@@ -40,7 +40,7 @@ class HandGroup:
 
 @dataclass
 class HandGraph:
-    """Built node by node: `add(name, op, inputs, ins, outs)`, with ins and outs as {group index: times} or a constant."""
+    """Built node by node with `add`; channels in and out are {group index: times} or a constant."""
 
     groups: tuple[HandGroup, ...]
     digest: str = "hand"
@@ -49,7 +49,14 @@ class HandGraph:
     nodes: list[HandNode] = field(default_factory=list)
     rows: list[tuple[np.ndarray, float, np.ndarray, float]] = field(default_factory=list)
 
-    def add(self, name: str, op: OpConfig, inputs: tuple[int, ...], ins: dict[int, float] | int, outs: dict[int, float] | int) -> int:
+    def add(
+        self,
+        name: str,
+        op: OpConfig,
+        inputs: tuple[int, ...],
+        ins: dict[int, float] | int,
+        outs: dict[int, float] | int,
+    ) -> int:
         weights = WEIGHTS.get(op.kind, lambda op: (0.0, 0.0, 0.0, 0.0))(op)
         self.nodes.append(HandNode(name, op, inputs, name, tuple(float(w) for w in weights)))
         self.rows.append((*self._row(ins), *self._row(outs)))
@@ -93,23 +100,36 @@ class HandGraph:
 
 def net_a(batch: int = 1, with_norm: bool = True) -> HandGraph:
     """Net A of the oracles: two convs side by side, concatenated, two convs on that; batch norm and ReLU after each."""
-    graph = HandGraph(tuple(HandGroup(f"conv{i + 1}", size, (f"conv{i + 1}",)) for i, size in enumerate((13, 23, 29, 31))))
+    graph = HandGraph(
+        tuple(HandGroup(f"conv{i + 1}", size, (f"conv{i + 1}",)) for i, size in enumerate((13, 23, 29, 31)))
+    )
 
-    def block(name: str, source: int, ins: dict[int, float] | int, group: int, kernel: tuple[int, int], stride: int = 1) -> int:
+    def block(
+        name: str, source: int, ins: dict[int, float] | int, group: int, kernel: tuple[int, int], stride: int = 1
+    ) -> int:
         size = graph.groups[group].size
         channels = 3 if isinstance(ins, int) else 36
         op = OpConfig("conv2d", batch, 17, 19, channels, size, kernel, (stride, stride), "same", use_bias=False)
         last = graph.add(name, op, (source,), ins, {group: 1})
         for kind in ("batch_norm", "activation") if with_norm else ():
-            same = OpConfig(kind, batch, op.output_height, op.output_width, size, size,
-                            activation="relu" if kind == "activation" else None)
+            same = OpConfig(
+                kind,
+                batch,
+                op.output_height,
+                op.output_width,
+                size,
+                size,
+                activation="relu" if kind == "activation" else None,
+            )
             last = graph.add(f"{name}_{kind}", same, (last,), {group: 1}, {group: 1})
         return last
 
     first = block("conv1", -1, 3, 0, (7, 5))
     second = block("conv2", -1, 3, 1, (1, 1))
     both = {0: 1.0, 1: 1.0}
-    joined = graph.add("concat", OpConfig("concatenate", batch, 17, 19, 36, 36, operands=2), (first, second), both, both)
+    joined = graph.add(
+        "concat", OpConfig("concatenate", batch, 17, 19, 36, 36, operands=2), (first, second), both, both
+    )
     block("conv3", joined, both, 2, (3, 3), 2)
     block("conv4", joined, both, 3, (1, 1))
     return graph

@@ -43,9 +43,14 @@ def test_gradient_is_the_slope_of_the_value(name: str) -> None:
     assert cost.gradient(widths) == pytest.approx(np.array(found), rel=1e-6)
 
 
-@pytest.mark.parametrize("op", [node.op for node in residual_net().nodes] + [
-    OpConfig("conv2d", 1, 8, 8, 16, 32, (3, 3), groups=4), OpConfig("multiply", 1, 8, 8, 16, 16, operands=2, broadcast=True)
-])
+@pytest.mark.parametrize(
+    "op",
+    [node.op for node in residual_net().nodes]
+    + [
+        OpConfig("conv2d", 1, 8, 8, 16, 32, (3, 3), groups=4),
+        OpConfig("multiply", 1, 8, 8, 16, 16, operands=2, broadcast=True),
+    ],
+)
 def test_bilinear_reproduces_counts(op: OpConfig) -> None:
     for count in (lambda op: op.traffic_bytes, lambda op: op.macs, lambda op: op.weight_count):
         c0, c_in, c_out, c_both = bilinear(op, count)
@@ -75,10 +80,12 @@ def test_activation_memory_is_in_bytes() -> None:
 
 # ---- grids --------------------------------------------------------------------------------------------------------
 
-GRIDS = Grids.of([
-    ([0, 4, 8], [0, 16, 20], [[0, 0, 0], [0, 3, 4], [0, 5, 9]]),
-    ([0, 10], [1], [[0], [7]]),
-])
+GRIDS = Grids.of(
+    [
+        ([0, 4, 8], [0, 16, 20], [[0, 0, 0], [0, 3, 4], [0, 5, 9]]),
+        ([0, 10], [1], [[0], [7]]),
+    ]
+)
 
 
 def at(x_in: float, x_out: float) -> list[float]:
@@ -116,8 +123,14 @@ def test_formula_survives_json_to_the_bit(name: str) -> None:
 
 def test_unknown_terms_are_refused() -> None:
     with pytest.raises(FileFormatError, match="'magic'"):
-        formula_from_json({"formula": "op_sum", "groups": 0, "terms": {"terms": "magic"}, **dict.fromkeys(
-            ("in_map", "in_const", "out_map", "out_const"), [])})
+        formula_from_json(
+            {
+                "formula": "op_sum",
+                "groups": 0,
+                "terms": {"terms": "magic"},
+                **dict.fromkeys(("in_map", "in_const", "out_map", "out_const"), []),
+            }
+        )
 
 
 # ---- combinations -------------------------------------------------------------------------------------------------
@@ -128,7 +141,9 @@ def test_costs_add_and_scale() -> None:
     widths = np.array([13.0, 21.0])
     both = found["latency"] + 1e-6 * found["flops"]
     assert both.value(widths) == pytest.approx(found["latency"].value(widths) + 1e-6 * found["flops"].value(widths))
-    assert both.gradient(widths) == pytest.approx(found["latency"].gradient(widths) + 1e-6 * found["flops"].gradient(widths))
+    assert both.gradient(widths) == pytest.approx(
+        found["latency"].gradient(widths) + 1e-6 * found["flops"].gradient(widths)
+    )
     assert both.at(widths) == pytest.approx(found["latency"].at(widths) + 1e-6 * found["flops"].at(widths))
     assert both.unit == "ms + 1e-06 FLOPs"
 
@@ -210,7 +225,12 @@ def test_estimate_lists_what_is_not_covered() -> None:
         "  not covered: add (add): not measured, bounded by the roofline",
     ]
     data = json.loads(json.dumps(estimate.to_json()))
-    assert data["ops"][0] == {"name": "a", "kind": "conv2d", "latency_ms": pytest.approx(0.006144), "source": "measured"}
+    assert data["ops"][0] == {
+        "name": "a",
+        "kind": "conv2d",
+        "latency_ms": pytest.approx(0.006144),
+        "source": "measured",
+    }
     assert set(data) == {"latency_ms", "interval_ms", "interval_kind", "coverage", "ops", "profile"}
 
 

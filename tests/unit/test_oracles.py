@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.unit.cost_nets import GAMMA_A, net_a
 
-from latency_lab.cost import ActivationMemoryCost, FlopsCost, LatencyCost, ParamsCost, linearised_loss, linearised_per_op
+from latency_lab.cost import (
+    ActivationMemoryCost,
+    FlopsCost,
+    LatencyCost,
+    ParamsCost,
+    linearised_loss,
+    linearised_per_op,
+)
 from latency_lab.cost.roofline import charged_bytes, flops, kernel_weights, roofline_terms
 from latency_lab.cost.terms import Polynomial
 from latency_lab.ops import OpConfig
 from latency_lab.profiles import DeviceProfile
+from tests.unit.cost_nets import GAMMA_A, net_a
 
 THRESHOLD = 0.45
 ALIVE = np.array([7.0, 11, 10, 17])
 R = np.array([np.abs(gamma).sum() for gamma in GAMMA_A])
 CONVS = ("conv1", "conv2", "conv3", "conv4")
 
-DEVICES = {"K80": (8740, 480), "P4": (5500, 192), "T4": (8100, 300), "P100": (9300, 732), "V100": (125000, 900), "TPU v2": (22500, 300)}
+DEVICES = {
+    "K80": (8740, 480),
+    "P4": (5500, 192),
+    "T4": (8100, 300),
+    "P100": (9300, 732),
+    "V100": (125000, 900),
+    "TPU v2": (22500, 300),
+}
 
 
 def device(name: str) -> DeviceProfile:
@@ -56,8 +70,20 @@ def test_net_a_counts(make, costs, losses, cost_total, loss_total) -> None:
 @pytest.mark.parametrize(
     ("name", "costs", "losses", "cost_total", "loss_total"),
     [
-        ("P100", [51.0548400879, 24.8907108307, 45.5409851074, 63.4480857849], [49.59613, 15.85464, 51.54371, 55.44316], 515.251526, 461.267181),
-        ("V100", [17.6222229, 20.2444458, 37.0400009, 51.6044464], [12.935112, 12.895112, 41.922222, 45.093777], 395.168915, 347.760895),
+        (
+            "P100",
+            [51.0548400879, 24.8907108307, 45.5409851074, 63.4480857849],
+            [49.59613, 15.85464, 51.54371, 55.44316],
+            515.251526,
+            461.267181,
+        ),
+        (
+            "V100",
+            [17.6222229, 20.2444458, 37.0400009, 51.6044464],
+            [12.935112, 12.895112, 41.922222, 45.093777],
+            395.168915,
+            347.760895,
+        ),
     ],
 )
 def test_net_a_roofline(name, costs, losses, cost_total, loss_total) -> None:
@@ -68,7 +94,9 @@ def test_net_a_roofline(name, costs, losses, cost_total, loss_total) -> None:
     assert linearised_loss(cost, ALIVE, R) * 1e6 == pytest.approx(loss_total, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "total"), [("K80", 762.226135), ("P4", 1856.07898), ("T4", 1191.25854), ("TPU v2", 1185.50671)])
+@pytest.mark.parametrize(
+    ("name", "total"), [("K80", 762.226135), ("P4", 1856.07898), ("T4", 1191.25854), ("TPU v2", 1185.50671)]
+)
 def test_net_a_roofline_totals(name: str, total: float) -> None:
     assert LatencyCost(net_a(), device(name)).value(ALIVE) * 1e6 == pytest.approx(total, rel=1e-5)
 
@@ -82,7 +110,9 @@ def test_net_a_at_batch_32() -> None:
 def test_net_a_bytes() -> None:
     graph = net_a()
     bytes_of = Polynomial.of([node.op for node in graph.nodes], charged_bytes)
-    values, slope_in, slope_out = bytes_of(graph.in_map @ ALIVE + graph.in_const, graph.out_map @ ALIVE + graph.out_const, np)
+    values, slope_in, slope_out = bytes_of(
+        graph.in_map @ ALIVE + graph.in_const, graph.out_map @ ALIVE + graph.out_const, np
+    )
     names = [node.name for node in graph.nodes]
     assert [values[names.index(name)] for name in CONVS] == [15860, 18220, 33336, 46444]
     assert values.sum() == 355652
