@@ -169,7 +169,7 @@ def _parts(ops: Iterable[OpConfig]) -> Iterator[OpConfig]:
 
 
 def _networks(graph: ChannelGraph, runtime: str, count: int, rng: np.random.Generator) -> list[Network]:
-    """The model's beginning, up to a random place, at random widths, with a global pooling behind."""
+    """The model's beginning, up to a random place (often all of it), at random widths, a global pooling behind."""
     found = []
     for _ in range(count):
         low, high = np.sort(rng.uniform(0.2, 1.0, 2))
@@ -178,7 +178,7 @@ def _networks(graph: ChannelGraph, runtime: str, count: int, rng: np.random.Gene
         macs = np.cumsum([op.macs for op, _ in network.nodes])
         most = min(int(macs[-1]), NETWORK_MACS)
         ends = _ends(network)
-        cut = int(np.searchsorted(macs, rng.uniform(0.3, 1.0) * most))
+        cut = int(np.searchsorted(macs, min(rng.uniform(0.3, 1.3), 1.0) * most))
         end = min(ends, key=lambda e: abs(e - cut))
         found.append(_beginning(network, end))
     return found
