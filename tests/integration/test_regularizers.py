@@ -237,6 +237,7 @@ def test_reading_before_attaching_is_refused() -> None:
 @ALL
 def test_a_budget_is_met_and_logged(regularizer, digits) -> None:
     images, labels = digits
+    keras.utils.set_random_seed(0)
     model = network(norm=regularizer is not GroupLasso)
     cost = latency(model)
     options = {"seed": 0} if regularizer is LogisticSigmoid else {}
@@ -245,7 +246,7 @@ def test_a_budget_is_met_and_logged(regularizer, digits) -> None:
     history = gated.fit(images[:512], labels[:512], epochs=3, callbacks=learner.callbacks(), verbose=0).history
     assert {"latency_ms", "channels", "strength"} <= set(history)
     assert history["latency_ms"][-1] == pytest.approx(cost.at(learner.widths()))
-    assert history["strength"][0] != history["strength"][-1]
+    assert any(strength != 1.0 for strength in history["strength"]), "nobody steered"
     structure = learner.structure()
     widths = structure.widths(cost.graph)
     assert cost.at(widths) <= 0.5 * cost.at()
