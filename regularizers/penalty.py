@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from latency_lab.cost.formula import Formula, formula_from_json
+from latency_lab.cost.linearised import linearised
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
@@ -60,8 +61,7 @@ class Penalty(keras.layers.Layer):
         if self.threshold is None:
             return self.formula.value(widths, ops) / self.initial
         alive = ops.maximum(self._widths(ops.cast(openness > self.threshold, "float32")), 1.0)
-        price = self.formula.value_and_gradient(ops.stop_gradient(alive), ops)[1]
-        return ops.sum(ops.stop_gradient(price) * widths) / self.initial
+        return linearised(self.formula, ops.stop_gradient(alive), widths, ops) / self.initial
 
     def _widths(self, openness: Any) -> Any:
         return ops.segment_sum(openness, self._group_of, num_segments=len(self.sizes))

@@ -48,7 +48,7 @@ class Cost:
             widths: channels of each group, [groups], or by name; None: all.
             xp: numpy (float64) or keras.ops (float32, differentiable).
         """
-        return self.formula.value(self._widths(widths, xp), xp)
+        return self.formula.value(self.as_widths(widths, xp), xp)
 
     def gradient(self, widths: Any, xp: Any = numpy) -> Any:
         """Price of one channel of each group, d value / d width: [groups], in units a channel.
@@ -59,11 +59,11 @@ class Cost:
             widths: as for `value`.
             xp: as for `value`.
         """
-        return self.formula.value_and_gradient(self._widths(widths, xp), xp)[1]
+        return self.formula.value_and_gradient(self.as_widths(widths, xp), xp)[1]
 
     def at(self, widths: Any = None) -> float:
         """What a structure of these whole widths costs: for latency the staircase of the device, else `value`."""
-        found = numpy.asarray(self._widths(widths, numpy), float)
+        found = numpy.asarray(self.as_widths(widths, numpy), float)
         return float(self.formula.value(found, numpy)) if self._at is None else self._at(found)
 
     def __add__(self, other: Cost) -> Cost:
@@ -81,7 +81,8 @@ class Cost:
 
     __rmul__ = __mul__
 
-    def _widths(self, widths: Any, xp: Any) -> Any:
+    def as_widths(self, widths: Any, xp: Any) -> Any:
+        """Widths as an array of `xp`, [groups], from any form that `value` takes."""
         if widths is None:
             widths = self.graph.full_widths
         elif isinstance(widths, Mapping):
@@ -120,7 +121,7 @@ class OpCost(Cost):
 
     def per_op(self, widths: Any = None, xp: Any = numpy) -> Values:
         """Value, and slopes over in_channels and out_channels, of each op: three arrays [ops]."""
-        return self.formula.per_op(self._widths(widths, xp), xp)
+        return self.formula.per_op(self.as_widths(widths, xp), xp)
 
 
 def worst_of(*costs: Cost) -> Cost:

@@ -84,7 +84,7 @@ class LatencyCost(OpCost):
         Args:
             widths: whole channels of each group, [groups] or by name; None: all.
         """
-        found = numpy.asarray(self._widths(widths, numpy), float)
+        found = numpy.asarray(self.as_widths(widths, numpy), float)
         if self.profile.kind == "analytic":
             parts = [_Part(float(latency_ms), "analytic", 0.0) for latency_ms in self.per_op(found)[0]]
         else:

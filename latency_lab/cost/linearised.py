@@ -8,6 +8,7 @@ import numpy
 
 if TYPE_CHECKING:
     from latency_lab.cost.base import Cost, OpCost
+    from latency_lab.cost.formula import Formula
 
 
 def linearised_loss(cost: Cost, alive: Any, r: Any, xp: Any = numpy) -> Any:
@@ -35,7 +36,12 @@ def linearised_loss(cost: Cost, alive: Any, r: Any, xp: Any = numpy) -> Any:
 
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798, section 4.
     """
-    price = cost.gradient(alive, xp)
+    return linearised(cost.formula, cost.as_widths(alive, xp), r, xp)
+
+
+def linearised(formula: Formula, alive: Any, r: Any, xp: Any) -> Any:
+    """`linearised_loss` of a cost's formula alone, which is what a penalty inside of a model holds."""
+    price = formula.value_and_gradient(alive, xp)[1]
     return xp.sum((price if xp is numpy else xp.stop_gradient(price)) * r)
 
 
