@@ -26,12 +26,14 @@ WORTH_OF_CLOSED = 0.75
 """Of its price: what opening a channel that training closed is worth."""
 WORTH_OF_OPEN = 2.0
 """Of its price: what a channel that training left open is worth."""
+GIVE_UP = 6
+"""Structures over the budget, one after another, behind which no larger one is tried."""
 FEW = 4
 """Channels that snapping moves a width by, at most; and a sixteenth of the group, at most, but one."""
 
 
 def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
-    """Widths of the lowest global threshold on openness that meets a budget once it is snapped to the device's steps.
+    """Widths by one global threshold on openness, snapped to the device's steps: those that spend most of a budget.
 
     Args:
         cost: read at whole widths, `cost.at`.
@@ -54,11 +56,17 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
     check_reachable(cost, target, lowest)
     ladder = _Ladder(cost, values)
     plain = _largest(ladder.rungs, lambda k: cost.at(ladder.widths(k)) <= target)
-    for rung in ladder.around(plain):
+    best, most, over = ladder.widths(plain), -np.inf, 0
+    for rung in ladder.upward(plain):
         snapped = snap(cost, ladder.widths(rung), lowest)
-        if cost.at(snapped) <= target:
-            return snapped
-    return ladder.widths(plain)
+        spent = cost.at(snapped)
+        if spent > target:
+            over += 1
+        elif spent > most:
+            best, most, over = snapped, spent, 0
+        if over == GIVE_UP:
+            break
+    return best
 
 
 def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = None) -> None:
@@ -175,11 +183,10 @@ class _Ladder:
         opened = np.bincount(self._groups[:rung], minlength=self._count)
         return (self._lowest + opened).astype(np.int64)
 
-    def around(self, rung: int) -> list[int]:
-        """A few rungs from 4 % above to 2 % below, falling."""
+    def upward(self, rung: int) -> range:
+        """Rungs from a little below this one to the last, a hundredth of the ladder apart."""
         step = max(1, self.rungs // 100)
-        rungs = (rung + steps * step for steps in (4, 3, 2, 1, 0, -1, -2))
-        return list(dict.fromkeys(min(max(k, 0), self.rungs - 1) for k in rungs))
+        return range(max(rung - 2 * step, 0), self.rungs, step)
 
 
 def _largest(count: int, holds: Callable[[int], bool]) -> int:
