@@ -25,8 +25,8 @@ from latency_lab.report import table
 from latency_lab.validation import SUFFIXES, measure_all
 
 RUNTIMES = tuple(SUFFIXES)
-ROUNDS = 12
-"""Rounds of measuring seed, slim and uniform interleaved."""
+ROUNDS = Protocol().rounds
+"""Rounds of measuring seed, slim and uniform interleaved: as many as the profiles have."""
 
 _began = time.monotonic()
 
@@ -79,7 +79,8 @@ def run(
     Returns:
         Its entry in the report.
     """
-    epochs = demo_steps.epochs_of(images)
+    batch_norm = args.regularizer != "group_lasso"
+    epochs, rate = demo_steps.epochs_of(images, args.regularizer), demo_steps.seed_rate(batch_norm)
     graph = ll.ChannelGraph.from_model(seed)
     cost = ll.LatencyCost(graph, profiles["litert"])
 
@@ -87,7 +88,7 @@ def run(
         say(f"  {what}: accuracy {demo_steps.accuracy(model, images):.4f}, {comment}")
 
     say(f"{name}: {seed.count_params():,} parameters, predicted {cost.estimate()}")
-    demo_steps.train(seed, images, epochs.seed, 2e-3)
+    demo_steps.train(seed, images, epochs.seed, rate)
     reached("seed", seed, f"{epochs.seed} epochs. Learning widths ...")
     gated, structure, logs = demo_steps.learn(seed, cost, images, args.regularizer, epochs.learn)
     structure_path = args.out / f"{name}.structure.json"
@@ -98,8 +99,8 @@ def run(
     say(f"  channels {_widths(graph.full_widths)} -> {_widths(widths)}. Fine-tuning ...")
     demo_steps.train(slim, images, epochs.fine_tune, 1e-3)
     reached("slim", slim, f"{epochs.fine_tune} epochs. Training a uniform network ...")
-    even = demo_steps.uniform(name, images, cost, cost.at(widths), batch_norm=args.regularizer != "group_lasso")
-    demo_steps.train(even, images, epochs.all, 2e-3)
+    even = demo_steps.uniform(name, images, cost, cost.at(widths), batch_norm)
+    demo_steps.train(even, images, epochs.all, rate)
     reached("uniform", even, f"{epochs.all} epochs. Exporting and measuring all three interleaved ...")
     trained = {"seed": seed, "slim": slim, "uniform": even}
     entry = {"name": name, "regularizer": args.regularizer, "target": demo_steps.TARGET}
