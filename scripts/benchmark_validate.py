@@ -23,6 +23,8 @@ from latency_lab.profiling.environment import conditions, identity
 from latency_lab.validation import SUFFIXES
 
 MODELS = ("MobileNetV2", "ResNet50")
+SHIPPED = {"litert": "amd-epyc-zen4-litert-1t", "onnxruntime": "amd-epyc-zen4-onnxruntime-1t"}
+"""General profiles of the CPU that docs/validation.json was taken on: made of random networks, not of these models."""
 
 
 def main() -> None:
@@ -51,14 +53,17 @@ def row(runtime: str, name: str) -> dict[str, Any]:
         measured = time.monotonic()
         profile = ll.fit_profile(journal, name=f"{name}-{runtime}")
     fitted = time.monotonic()
-    validation = ll.validate(profile, [model]).to_json()
-    found = validation["models"][0]
+    found = ll.validate(profile, [model]).to_json()["models"][0]
+    general = ll.LatencyCost(ll.ChannelGraph.from_model(model), ll.load_profile(SHIPPED[runtime])).estimate()
     return {
         "runtime": runtime,
         "model": name,
         "predicted_ms": found["predicted_ms"],
         "measured_ms": found["measured_ms"],
         "error": found["error"],
+        "general_profile": SHIPPED[runtime],
+        "general_predicted_ms": general.latency_ms,
+        "general_error": general.latency_ms / found["measured_ms"] - 1,
         "points": len(journal.blocks),
         "measuring_s": round(measured - measuring, 1),
         "points_a_minute": round(60 * len(journal.blocks) / (measured - measuring)),
