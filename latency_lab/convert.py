@@ -180,14 +180,14 @@ def _quiet() -> Iterator[None]:
             stack.callback(os.close, kept)
             stack.callback(os.dup2, kept, descriptor)
             os.dup2(sink.fileno(), descriptor)
-        stack.enter_context(contextlib.redirect_stdout(sink))
-        stack.enter_context(contextlib.redirect_stderr(sink))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            sink.flush()
+            # sys.stdout and sys.stderr themselves stay: a converter may give its log handlers a hold of them.
+            sys.stdout.flush()
+            sys.stderr.flush()
             sink.seek(0)
             _log.debug("%s", sink.read())
 
