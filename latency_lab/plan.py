@@ -26,7 +26,7 @@ from latency_lab.profiling import Task, tasks_of
 PROBES = (4, 8, 12, 15, 16, 17, 20, 24, 31, 32, 33, 36, 48, 63, 64, 65, 68, 80, 96, 97, 100, 112, 127, 128)
 AXIS_SHARES = (0.25, 0.5, 0.75)
 LINE_SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-RANDOM_POINTS = 3
+RANDOM_POINTS = 5
 NETWORKS = 28
 NETWORK_MACS = 600_000_000
 COLD_EVERY = 4

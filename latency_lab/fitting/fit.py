@@ -14,7 +14,7 @@ from latency_lab.fitting.fusions import find_fusions
 from latency_lab.fitting.network import conformal_quantile, fit_network
 from latency_lab.fitting.points import Measured, measured_ops, tables_of
 from latency_lab.fitting.predictors import fit_predictor
-from latency_lab.fitting.steps import find_steps, quanta_of_kind
+from latency_lab.fitting.steps import block_of_kind, find_steps, quanta_of_kind
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Predictor, Roofline
 from latency_lab.profiling import Journal
 
@@ -73,7 +73,7 @@ def _with_ops(profile: DeviceProfile, measured: Sequence[Measured]) -> DevicePro
     predictors: dict[str, Predictor] = {}
     for kind in sorted({m.op.kind for m in measured}):
         chosen = [m for m in measured if m.op.kind == kind]
-        predictors[kind] = fit_predictor(kind, chosen, quanta_of_kind(kind, steps))
+        predictors[kind] = fit_predictor(kind, chosen, quanta_of_kind(kind, steps), block_of_kind(kind, steps))
     return dataclasses.replace(profile, tables=tables_of(measured), predictors=predictors, steps=steps)
 
 

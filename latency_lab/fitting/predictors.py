@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.fitting.points import Measured
-from latency_lab.profiles.predictor import Predictor, Trees, features, hull_point, work
+from latency_lab.profiles.predictor import Predictor, Trees, features, hull_point, regime, work
 
 Floats = npt.NDArray[np.float64]
 
 MIN_FAMILY = 12
+MIN_REGIME = 10
 MIN_TREES = 40
 
 
-def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, int]) -> Predictor:
+def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, int], block: int) -> Predictor:
     """The predictor of one kind from its measured points, at least one.
 
     Families of `MIN_FAMILY` points or more get coefficients of their own; trees need `MIN_TREES` points.
@@ -27,15 +29,16 @@ def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, in
     families = np.array([op.family for op in ops])
     terms = work(ops, quanta)
     coefficients = {"": _relative_nnls(terms, latency_ms)}
-    for family in sorted(set(families)):
-        rows = families == family
-        if rows.sum() >= MIN_FAMILY:
-            coefficients[family] = _relative_nnls(terms[rows], latency_ms[rows])
-    base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured))
+    for names, least in ((families, MIN_FAMILY), (np.array([regime(op, block) for op in ops]), MIN_REGIME)):
+        for name in sorted(set(names)):
+            rows = names == name
+            if rows.sum() >= least:
+                coefficients[str(name)] = _relative_nnls(terms[rows], latency_ms[rows])
+    base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured), block=block)
     if len(ops) < MIN_TREES:
         return base
     trees = _fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))
-    return Predictor(kind, quanta, coefficients, trees, base.cold, base.hull)
+    return dataclasses.replace(base, trees=trees)
 
 
 def _relative_nnls(terms: Floats, latency_ms: Floats) -> tuple[float, ...]:

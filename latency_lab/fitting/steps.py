@@ -51,6 +51,12 @@ def quanta_of_kind(kind: str, steps: Sequence[dict[str, Any]]) -> tuple[int, int
     return (found[0], found[1]) if kind in MIXING else (found[1], found[1])
 
 
+def block_of_kind(kind: str, steps: Sequence[dict[str, Any]]) -> int:
+    """The smallest modulus at which remainders of a kind were seen to be slow; 1 where none were."""
+    moduli = [int(m) for s in steps if s["family"].split()[0] == kind for m in s["slow_remainders"]]
+    return min(moduli, default=1)
+
+
 def _series(measured: Sequence[Measured]) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
     """Points along which only one axis varies, by family, axis and what stays the same."""
     found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}

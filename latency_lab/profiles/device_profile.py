@@ -184,7 +184,7 @@ class DeviceProfile:
         keys = [op.static_key for op in ops]
         for key in set(keys) & set(self.tables):
             rows = [i for i, k in enumerate(keys) if k == key]
-            hot[rows] *= np.exp(self.tables[key].correction(at[rows], self._residuals[key]))
+            hot[rows] *= np.exp(self.tables[key].correction(at[rows], self._residuals[key], predictor.block))
         return [
             self._prediction(op, float(h), float(extra), predictor)
             for op, h, extra in zip(ops, hot, cold_extra, strict=True)

@@ -3,7 +3,8 @@
     log t = log(coefficients . work(op)) + trees(features(op))
 
 The first term is physics: a call, multiply-adds in whole steps of channels, bytes read, weights, bytes written, each
-with a coefficient that is not negative, a set for each family. The second corrects it where tiles and remainders make
+with a coefficient that is not negative, a set for each family, and one for counts that fill no whole block where the
+runtime was seen to be slow at those. The second corrects it where tiles and remainders make
 it wrong: boosted regression trees on the shape and on how it fills tiles of 4 to 64 channels.
 """
 
@@ -123,7 +124,8 @@ class Predictor:
     Attributes:
         kind: of `ops.KINDS`.
         quanta: (in, out) channels that the runtime processes at a time; work is counted in whole ones.
-        coefficients: family -> the five of `work`, ms; "" is the kind's own, for families that were not measured.
+        block: channel counts that it does not divide run in slower kernels; 1 where none do.
+        coefficients: regime or family -> the five of `work`, ms; "" is the kind's own, for what was not measured.
         trees: correction of log t; None where too little was measured to fit one.
         cold: what a flushed cache adds: the five of `work`, ms; None where it was not measured.
         hull: family -> (low, high) of log2 of output positions, in_channels and out_channels that were measured.
@@ -137,15 +139,20 @@ class Predictor:
     cold: tuple[float, ...] | None
     hull: Mapping[str, tuple[tuple[float, float], ...]]
     half_width: Mapping[str, float] = field(default_factory=dict)
+    block: int = 1
 
     def latency_ms(self, ops: Sequence[OpConfig]) -> Floats:
         """Times of operations of this kind, ms, [n], with a warm cache."""
         if not ops:
             return np.zeros(0)
         found = work(ops, self.quanta)
-        table = np.array([self.coefficients.get(op.family, self.coefficients[""]) for op in ops], np.float64)
+        table = np.array([self._coefficients(op) for op in ops], np.float64)
         base: Floats = np.maximum((found * table).sum(axis=1), FLOOR_MS)
         return base if self.trees is None else base * np.exp(self.trees(features(ops)))
+
+    def _coefficients(self, op: OpConfig) -> tuple[float, ...]:
+        known = self.coefficients
+        return known.get(regime(op, self.block)) or known.get(op.family) or known[""]
 
     def cold_extra_ms(self, ops: Sequence[OpConfig]) -> Floats:
         """What a flushed cache adds, ms, [n]; 0 where it was not measured."""
@@ -165,6 +172,7 @@ class Predictor:
         """JSON values."""
         return {
             "quanta": list(self.quanta),
+            "block": self.block,
             "coefficients": {family: list(row) for family, row in self.coefficients.items()},
             "trees": None if self.trees is None else self.trees.to_json(),
             "cold": None if self.cold is None else list(self.cold),
@@ -183,7 +191,19 @@ class Predictor:
             cold=None if data["cold"] is None else tuple(data["cold"]),
             hull={family: tuple((low, high) for low, high in bounds) for family, bounds in data["hull"].items()},
             half_width=dict(data["half_width"]),
+            block=int(data["block"]),
         )
+
+
+def regime(op: OpConfig, block: int) -> str:
+    """The family, and whether input channels fill whole blocks: a runtime may give up its fast kernels where not.
+
+    Example:
+        >>> from latency_lab.ops import OpConfig
+        >>> regime(OpConfig("conv2d", in_channels=33, out_channels=8), block=4)
+        'conv2d k1x1 s1x1 odd'
+    """
+    return f"{op.family} odd" if op.in_channels % block else op.family
 
 
 def hull_point(op: OpConfig) -> tuple[float, float, float]:

@@ -2,7 +2,8 @@
 
     t(op) = predictor(op) * exp(sum_i v_i log(measured_i / predictor_i) / sum_i v_i),   v_i = 1 / d_i^2
 
-with d_i the distance to point i in log2 of both channel counts: exact at each measured point, and the predictor
+with d_i the distance to point i in log2 of both channel counts, and one octave more on an axis where one count is of
+whole blocks and the other is not: exact at each measured point, and the predictor
 scaled to its measured neighbours between and around them. Source: D. Shepard, "A two-dimensional interpolation
 function for irregularly-spaced data", ACM 1968.
 """
@@ -54,15 +55,15 @@ class LookupTable:
     op: OpConfig
     points: Mapping[tuple[int, int], Point]
 
-    def correction(self, at: Floats, residuals: Floats) -> Floats:
+    def correction(self, at: Floats, residuals: Floats, block: int) -> Floats:
         """Interpolated residuals, [m].
 
         Args:
             at: channel counts (in, out), [m, 2].
             residuals: log(measured / predicted) of each point, in the order of `points`, [n].
+            block: of the predictor.
         """
-        knots = np.log2(self._channels)
-        squared = ((np.log2(at)[:, None, :] - knots[None, :, :]) ** 2).sum(axis=2)
+        squared = ((_place(at, block)[:, None, :] - _place(self._channels, block)[None, :, :]) ** 2).sum(axis=2)
         weights = 1.0 / (squared + 1e-9)
         return np.asarray((weights * residuals).sum(axis=1) / weights.sum(axis=1), np.float64)
 
@@ -83,3 +84,8 @@ class LookupTable:
         """The table that `to_json` wrote."""
         points = [Point(*row) for row in data["points"]]
         return cls(OpConfig.from_json(data["op"]), {(p.in_channels, p.out_channels): p for p in points})
+
+
+def _place(channels: Floats, block: int) -> Floats:
+    """[n, 4]: log2 of both counts, and whether each is of whole blocks."""
+    return np.concatenate([np.log2(channels), channels % block == 0], axis=1).astype(np.float64)
