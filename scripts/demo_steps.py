@@ -43,7 +43,7 @@ def epochs_of(images: Images, regularizer: str) -> Epochs:
     """Fewer for more images; more for a network without batch norm, and where channels close slowly."""
     if len(images.train_x) > 5_000:
         return Epochs(3, 4, 2)
-    return {"logistic_sigmoid": Epochs(5, 8, 4), "gamma": Epochs(5, 10, 4), "group_lasso": Epochs(8, 10, 4)}[
+    return {"logistic_sigmoid": Epochs(5, 10, 5), "gamma": Epochs(5, 10, 5), "group_lasso": Epochs(8, 10, 4)}[
         regularizer
     ]
 

@@ -1,7 +1,8 @@
 """Which operations the runtime merges: seen by timing the pair as one against its two parts.
 
-The pair is merged where it costs less than the first part and half of the second. Where the second part is too small
-beside the noise of the first, the measurement refuses to decide.
+The pair is merged where it costs less than the first part and half of the second. Each lone operation pays for a call
+that a pair pays once, so the call is taken off first; where what is left of the second part is small beside the first,
+or beside the noise, the measurement refuses to decide.
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ def find_fusions(
             may be a pass of its own inside of one kernel): a merged operation is timed as a whole in any case.
     """
     points = {m.op.key: m.point for m in measured}
+    call_ms = min((m.point.latency_ms for m in measured), default=0.0)
     votes: dict[str, list[bool]] = {}
     for m in measured:
         for rule, first, second in split(m.op):
             if first.key in points and second.key in points:
-                verdict = _merged(m.point, points[first.key], points[second.key])
+                verdict = _merged(m.point, points[first.key], points[second.key], call_ms)
                 if verdict is not None:
                     votes.setdefault(rule, []).append(verdict)
     seen = {rule for rule, verdicts in votes.items() if float(np.mean(verdicts)) > 0.5}
@@ -82,9 +84,10 @@ def find_fusions(
     return frozenset(conversion) | frozenset(expected) | seen
 
 
-def _merged(both: Point, first: Point, second: Point) -> bool | None:
+def _merged(both: Point, first: Point, second: Point, call_ms: float) -> bool | None:
     """Whether `both` is cheaper than its parts one after the other; None where noise could decide it."""
     noise = (both.high_ms - both.low_ms) + (first.high_ms - first.low_ms)
-    if second.latency_ms < max(NOISES * noise, MIN_SHARE * first.latency_ms):
+    rest = second.latency_ms - call_ms
+    if rest < max(NOISES * noise, MIN_SHARE * first.latency_ms, call_ms):
         return None
-    return both.latency_ms < first.latency_ms + 0.5 * second.latency_ms
+    return both.latency_ms < first.latency_ms + 0.5 * rest

@@ -1,7 +1,7 @@
 """Channel steps: how many channels a runtime processes at a time, and which remainders it is slow at.
 
 Latency over one channel axis is a staircase. The quantum q is the one for which t = alpha + beta * ceil(c / q) * q
-fits best along measured series of one operation in which only that axis varies.
+fits best over all measured series of a family in which only that axis varies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Floats = npt.NDArray[np.float64]
 
 QUANTA = (1, 2, 4, 8, 16, 32, 64)
 MIN_POINTS = 8
-CLEARLY_BETTER = 0.7
+CLEARLY_BETTER = 0.85
+CLEAR_ERROR = 0.01
+AS_GOOD = 1.15
 SLOW_FROM = 1.15
 
 
@@ -35,7 +37,7 @@ def find_steps(measured: Sequence[Measured]) -> list[dict[str, Any]]:
         {
             "family": family,
             "axis": axis,
-            "quantum": Counter(_quantum(c, t) for c, t in found).most_common(1)[0][0],
+            "quantum": _quantum(found),
             "slow_remainders": _slow_remainders(found),
         }
         for (family, axis), found in sorted(series.items())
@@ -74,11 +76,18 @@ def _series(measured: Sequence[Measured]) -> dict[tuple[str, str, str], list[tup
     return found
 
 
-def _quantum(channels: Floats, latency_ms: Floats) -> int:
-    """The quantum that fits best; 1 unless another is clearly better."""
-    errors = {q: _staircase_error(np.ceil(channels / q) * q, latency_ms) for q in QUANTA if q <= channels.max() / 2}
-    best = min(errors, key=lambda q: errors[q])
-    return best if errors[best] < CLEARLY_BETTER * errors[1] else 1
+def _quantum(series: Sequence[tuple[Floats, Floats]]) -> int:
+    """The smallest quantum that fits as good as any; 1 unless that is clearly better."""
+    widest = max(float(channels.max()) for channels, _ in series)
+    errors = {
+        q: float(np.mean([_staircase_error(np.ceil(channels / q) * q, latency_ms) for channels, latency_ms in series]))
+        for q in QUANTA
+        if q <= widest / 2
+    }
+    least = min(errors.values())
+    if least > CLEARLY_BETTER * errors[1] or least > errors[1] - CLEAR_ERROR:
+        return 1
+    return min(q for q, error in errors.items() if q > 1 and error <= AS_GOOD * least)
 
 
 def _staircase_error(stepped: Floats, latency_ms: Floats) -> float:

@@ -57,7 +57,8 @@ class Grid:
     Attributes:
         in_knots: [n_in], increasing from 0.
         out_knots: [n_out], increasing from 0; [1.0] for a kind with one width.
-        values_ms: [n_in, n_out]; 0 where a knot is 0.
+        values_ms: [n_in, n_out], the least of this and all wider knots (a width can always be padded up to a cheaper
+            wider one, so no price is negative); 0 where a knot is 0.
         sources: as of `OpPrediction`, by knot, [n_in][n_out]; "zero" at a knot 0.
     """
 
@@ -154,6 +155,8 @@ class DeviceProfile:
         sources = [["zero"] * len(outs) for _ in ins]
         for (i, o), prediction in zip(pairs, self.predict(shapes), strict=True):
             values[i, o], sources[i][o] = prediction.latency_ms, prediction.source
+        for axis in (0, 1):
+            values = np.flip(np.minimum.accumulate(np.flip(values, axis), axis), axis)
         return Grid(ins, outs, values, tuple(tuple(row) for row in sources))
 
     def quantum(self, op: OpConfig, axis: int) -> int:

@@ -154,10 +154,13 @@ def test_fusions_are_seen_refused_or_left_open():
     ((rule, first, second),) = split(merged)
     assert (rule, first) == ("conv2d+gelu", conv)
     assert second.kind == "activation"
-    parts = [_timed(conv, 1.0), _timed(second, 0.5)]
+    nothing = OpConfig("softmax", in_channels=1, out_channels=1)
+    parts = [_timed(conv, 1.0), _timed(second, 0.5), _timed(nothing, 0.01)]
     assert find_fusions([*parts, _timed(merged, 1.05)], (), ()) == {"conv2d+gelu"}
     assert find_fusions([*parts, _timed(merged, 1.5)], (), ()) == frozenset()
-    noisy = [_timed(conv, 1.0, noise=0.3), _timed(second, 0.5), _timed(merged, 1.05)]
+    calls = [_timed(conv, 1.0), _timed(second, 0.5), _timed(nothing, 0.4), _timed(merged, 1.1)]
+    assert find_fusions(calls, (), ()) == frozenset()
+    noisy = [_timed(conv, 1.0, noise=0.3), _timed(second, 0.5), _timed(merged, 1.05), _timed(nothing, 0.01)]
     assert find_fusions(noisy, (), ()) == frozenset()
     assert find_fusions(noisy, {"a+b"}, {"conv2d+gelu"}) == {"a+b", "conv2d+gelu"}
 
