@@ -28,6 +28,8 @@ WORTH_OF_OPEN = 2.0
 """Of its price: what a channel that training left open is worth."""
 GIVE_UP = 6
 """Structures over the budget, one after another, behind which no larger one is tried."""
+FILLS, REACH, NEARLY = 4, 16, 0.97
+"""What is left of a budget is spent in so many moves of so many channels, until this share of it is spent."""
 FEW = 4
 """Channels that snapping moves a width by, at most; and a sixteenth of the group, at most, but one."""
 
@@ -66,7 +68,7 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
             best, most, over = snapped, spent, 0
         if over == GIVE_UP:
             break
-    return best
+    return _fill(cost, best, target)
 
 
 def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = None) -> None:
@@ -161,6 +163,26 @@ def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float) -> Ints:
     """Channels of each group with an openness above a threshold, [groups], at least 1."""
     opened = np.concatenate([[0], np.cumsum(np.asarray(openness) > threshold)])
     return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), 1), np.int64)
+
+
+def _fill(cost: Cost, widths: Ints, target: float) -> Ints:
+    """Widths with what a coarse staircase left of the budget spent on one group after another."""
+    found, spent = widths.copy(), cost.at(widths)
+    for _ in range(FILLS):
+        if spent >= NEARLY * target:
+            break
+        moves = [(spent, found)]
+        for group, size in enumerate(cost.graph.full_widths.astype(int).tolist()):
+            for width in range(int(found[group]) + 1, min(int(found[group]) + REACH, size) + 1):
+                trial = found.copy()
+                trial[group] = width
+                moves.append((cost.at(trial), trial))
+        affordable = [move for move in moves if move[0] <= target]
+        most = max(value for value, _ in affordable)
+        if most <= spent:
+            break
+        spent, found = max((m for m in affordable if m[0] == most), key=lambda move: int(move[1].sum()))
+    return found
 
 
 class _Ladder:
