@@ -127,6 +127,29 @@ def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
     return found
 
 
+def uniform_widths(cost: Cost, target: float) -> Ints:
+    """Widths of the largest network with the same share of channels in each group that meets a budget.
+
+    Args:
+        cost: read at whole widths.
+        target: in the cost's unit.
+
+    Returns:
+        [groups], at least 1.
+
+    Raises:
+        BudgetError: one channel a group costs more.
+    """
+    check_reachable(cost, target)
+    full = cost.graph.full_widths
+    shares = np.unique(np.concatenate([np.zeros(1), *(np.arange(1, size + 1) / size for size in full)]))
+
+    def at(k: int) -> Ints:
+        return np.asarray(np.maximum(1, np.floor(shares[k] * full + 1e-9)), np.int64)
+
+    return at(_largest(len(shares), lambda k: cost.at(at(k)) <= target))
+
+
 def mask_of(cost: Cost, openness: npt.ArrayLike, widths: npt.ArrayLike) -> Floats:
     """[slots] 1 for the most open channels of each group, as many as `widths` says, and 0 for the others."""
     values, offsets = np.asarray(openness, float), cost.graph.offsets
