@@ -15,33 +15,61 @@ from typing import Any, Literal
 
 from latency_lab.errors import FileFormatError, UsageError
 
-CONVS = frozenset({"conv2d", "depthwise_conv2d"})
+CONVS = frozenset({"conv2d", "depthwise_conv2d", "conv3d"})
 POOLS = frozenset({"max_pool", "avg_pool"})
 GLOBAL_POOLS = frozenset({"global_avg_pool", "global_max_pool"})
 WINDOWED = CONVS | POOLS
-MIXING = frozenset({"conv2d", "dense"})
-"""Kinds whose every output channel reads every input channel; all others have one width."""
+KERNELED = CONVS | {"conv2d_transpose", "dense"}
+"""Kinds that multiply by a kernel of weights."""
+MIXING = frozenset({"conv2d", "conv3d", "conv2d_transpose", "dense"})
+"""Kinds whose every output channel reads every input channel (of its group); all others have one width."""
+BINARY = frozenset({"add", "subtract", "multiply", "divide", "maximum", "minimum", "squared_difference"})
+RESIZES = frozenset({"resize_nearest", "resize_bilinear"})
+NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "local_response_norm"})
+REORDERS = frozenset({"reorder_input", "reorder_output"})
+"""Into and out of a runtime's blocked layout of channels; no operation of a model."""
+MOVES = REORDERS | {"concatenate", "pad", "slice", "flatten", "reshape", "transpose", "channel_shuffle"}
+"""Kinds that compute nothing."""
+CASTS = frozenset({"quantize", "dequantize"})
 KINDS = (
     WINDOWED
     | GLOBAL_POOLS
-    | {"dense", "add", "multiply", "concatenate", "batch_norm", "activation", "softmax", "pad", "flatten", "transpose"}
+    | KERNELED
+    | BINARY
+    | RESIZES
+    | NORMS
+    | MOVES
+    | CASTS
+    | {"activation", "softmax", "channel_mean"}
 )
 ACTIVATIONS = frozenset(
     {
         "relu",
         "relu6",
+        "prelu",
+        "leaky_relu",
+        "elu",
+        "selu",
         "sigmoid",
         "hard_sigmoid",
         "tanh",
         "hard_swish",
         "silu",
         "gelu",
-        "elu",
-        "leaky_relu",
+        "softplus",
         "exponential",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "abs",
+        "negative",
+        "erf",
     }
 )
-DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int8": 1}
+"""What an "activation" operation does to each number; those of a network, and the arithmetic that exports leave."""
+BROADCASTS = ("", "channels", "positions", "scalar")
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -53,20 +81,25 @@ class OpConfig:
     Attributes:
         kind: one of `KINDS`.
         batch: examples.
-        height, width: of the input, in positions (1 and 1 for a dense operation and for (batch, channels) tensors).
+        height, width: of the input, in positions (1 and 1 for (batch, channels) tensors; 1 and the length of a
+            sequence; a dense operation is applied at each position).
         in_channels: of the input; of all inputs together for "concatenate"; height * width * channels for a dense
             operation after a flatten.
-        out_channels: of the output. Equals in_channels for all kinds but conv2d, dense, flatten (height * width *
-            in_channels) and a depthwise_conv2d with a multiplier.
+        out_channels: of the output. Equals in_channels for all kinds but those in `MIXING`, flatten (height * width *
+            in_channels), reshape, slice, channel_mean (1) and a depthwise_conv2d with a multiplier.
         kernel_size, strides, dilation: (rows, columns); the window of a conv or pooling operation.
-        padding: "same", "valid", or explicit ((top, bottom), (left, right)); what a "pad" operation adds.
-        groups: of a conv2d. A depthwise_conv2d has its own kind and groups 1.
+        padding: "same", "valid", or explicit ((top, bottom), (left, right)); what a "pad" operation adds. Of a
+            conv2d_transpose: explicit counts are cut off its output.
+        groups: of a conv2d, a group_norm, a channel_shuffle. A depthwise_conv2d has its own kind and groups 1.
         activation: fused into the operation, or what an "activation" operation does.
         dtype: of activations and weights.
         use_bias: of a conv or dense operation.
-        operands: number of input tensors of add, multiply, concatenate.
-        broadcast: of a multiply: the second operand is (batch, 1, 1, channels).
+        operands: number of input tensors of a `BINARY` kind or a concatenate.
+        broadcast: of a `BINARY` kind, the shape of its second operand: "" that of the first, "channels" (batch, 1, 1,
+            channels), "positions" (batch, height, width, 1), "scalar". With one operand, the second is a constant.
         residual: a fused add: the output has a tensor of its own shape added to it before the activation.
+        output_size: (rows, columns) of the output of a resize, slice or reshape.
+        depth, kernel_depth, stride_depth: of a conv3d, the third axis of positions, kernel and stride.
 
     Example:
         >>> from latency_lab.ops import OpConfig
@@ -90,8 +123,12 @@ class OpConfig:
     dtype: str = "float32"
     use_bias: bool = True
     operands: int = 1
-    broadcast: bool = False
+    broadcast: str = ""
     residual: bool = False
+    output_size: tuple[int, int] | None = None
+    depth: int = 1
+    kernel_depth: int = 1
+    stride_depth: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -108,7 +145,12 @@ class OpConfig:
                 "Invalid value for argument `dtype`. "
                 f"Expected one of {sorted(DTYPE_BYTES)}. Received: dtype={self.dtype!r}"
             )
-        for name in ("batch", "height", "width", "in_channels", "out_channels", "groups", "operands"):
+        if self.broadcast not in BROADCASTS:
+            raise UsageError(
+                "Invalid value for argument `broadcast`. "
+                f"Expected one of {list(BROADCASTS)}. Received: broadcast={self.broadcast!r}"
+            )
+        for name in ("batch", "height", "width", "in_channels", "out_channels", "groups", "operands", "depth"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UsageError(
@@ -145,41 +187,69 @@ class OpConfig:
 
     def _output_size(self, axis: int) -> int:
         size = (self.height, self.width)[axis]
+        if self.output_size is not None:
+            return self.output_size[axis]
         if self.kind in GLOBAL_POOLS or self.kind == "flatten":
             return 1
         if self.kind == "pad":
             return size + sum(self.pads[axis])
+        if self.kind == "conv2d_transpose":
+            if self.padding == "same":
+                return size * self.strides[axis]
+            window = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+            return size * self.strides[axis] + max(window - self.strides[axis], 0) - sum(self.pads[axis])
         if self.kind not in WINDOWED:
             return size
         window = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
         return (size + sum(self.pads[axis]) - window) // self.strides[axis] + 1
+
+    @property
+    def output_depth(self) -> int:
+        """Positions of the output along the third axis: 1 of all kinds but conv3d."""
+        if self.padding == "valid":
+            return (self.depth - self.kernel_depth) // self.stride_depth + 1
+        return math.ceil(self.depth / self.stride_depth)
+
+    @property
+    def input_positions(self) -> int:
+        """Positions of the input over all examples."""
+        return self.batch * self.depth * self.height * self.width
+
+    @property
+    def output_positions(self) -> int:
+        """Positions of the output over all examples."""
+        return self.batch * self.output_depth * self.output_height * self.output_width
 
     # ---- work and traffic -------------------------------------------------------------------------------------
 
     @property
     def macs(self) -> int:
         """Multiply-adds of a conv or dense operation; 0 for the other kinds."""
-        positions = self.batch * self.output_height * self.output_width
-        kernel = math.prod(self.kernel_size)
-        if self.kind == "conv2d":
-            return positions * kernel * (self.in_channels // self.groups) * self.out_channels
-        if self.kind == "depthwise_conv2d":
-            return positions * kernel * self.out_channels
+        if self.kind not in KERNELED:
+            return 0
+        positions = self.input_positions if self.kind == "conv2d_transpose" else self.output_positions
+        return positions * self._kernel_count
+
+    @property
+    def _kernel_count(self) -> int:
+        """Numbers in the kernel."""
+        kernel = math.prod(self.kernel_size) * self.kernel_depth
         if self.kind == "dense":
-            return positions * self.in_channels * self.out_channels
-        return 0
+            return self.in_channels * self.out_channels
+        if self.kind == "depthwise_conv2d":
+            return kernel * self.out_channels
+        return kernel * (self.in_channels // self.groups) * self.out_channels
 
     @property
     def weight_count(self) -> int:
-        """Numbers in kernel and bias (batch norm: the two that are left at inference)."""
-        kernel = math.prod(self.kernel_size)
-        if self.kind == "conv2d":
-            return kernel * (self.in_channels // self.groups) * self.out_channels + self.use_bias * self.out_channels
-        if self.kind == "depthwise_conv2d":
-            return kernel * self.out_channels + self.use_bias * self.out_channels
-        if self.kind == "dense":
-            return self.in_channels * self.out_channels + self.use_bias * self.out_channels
-        return 2 * self.out_channels if self.kind == "batch_norm" else 0
+        """Numbers in kernel and bias (batch norm: the two that are left at inference), or in a constant operand."""
+        if self.kind in KERNELED:
+            return self._kernel_count + self.use_bias * self.out_channels
+        if self.kind in BINARY and self.operands == 1:
+            return self._second_operand
+        if self.kind == "activation":
+            return self.out_channels if self.activation == "prelu" else 0
+        return 2 * self.out_channels if self.kind in NORMS and self.kind != "local_response_norm" else 0
 
     @property
     def weight_bytes(self) -> int:
@@ -189,16 +259,29 @@ class OpConfig:
     @property
     def input_bytes(self) -> int:
         """Bytes of all input tensors."""
-        positions = self.batch * self.height * self.width
-        tensors = self.operands if self.kind in {"add", "multiply"} and not self.broadcast else 1
-        extra = self.batch * self.in_channels if self.broadcast else 0
-        residual = self.batch * self.output_height * self.output_width * self.out_channels if self.residual else 0
-        return DTYPE_BYTES[self.dtype] * (positions * self.in_channels * tensors + extra + residual)
+        count = self.input_positions * self.in_channels
+        if self.kind in BINARY and self.operands > 1:
+            count += (self.operands - 1) * self._second_operand
+        if self.residual:
+            count += self.output_positions * self.out_channels
+        return (4 if self.kind == "quantize" else DTYPE_BYTES[self.dtype]) * count
+
+    @property
+    def _second_operand(self) -> int:
+        """Numbers in the second operand of a binary operation; a constant has no batch."""
+        sizes = {
+            "": self.input_positions * self.in_channels,
+            "channels": self.in_channels * (self.batch if self.operands > 1 else 1),
+            "positions": self.input_positions,
+            "scalar": 1,
+        }
+        return sizes[self.broadcast]
 
     @property
     def output_bytes(self) -> int:
         """Bytes of the output tensor."""
-        return DTYPE_BYTES[self.dtype] * self.batch * self.output_height * self.output_width * self.out_channels
+        number = 4 if self.kind == "dequantize" else DTYPE_BYTES[self.dtype]
+        return number * self.output_positions * self.out_channels
 
     @property
     def traffic_bytes(self) -> int:
@@ -223,9 +306,11 @@ class OpConfig:
         words = [self.kind, f"{self.height}x{self.width}"]
         if self.batch != 1:
             words.append(f"b{self.batch}")
-        if self.kind in WINDOWED:
+        if self.depth != 1 or self.kernel_depth != 1:
+            words.append(f"depth{self.depth},{self.kernel_depth},{self.stride_depth}")
+        if self.kind in WINDOWED or self.kind == "conv2d_transpose":
             words += [f"k{self.kernel_size[0]}x{self.kernel_size[1]}", f"s{self.strides[0]}x{self.strides[1]}"]
-        if self.kind in WINDOWED or self.kind == "pad":
+        if self.kind in WINDOWED or self.kind in {"pad", "conv2d_transpose"}:
             (top, bottom), (left, right) = self.pads
             words.append(self.padding if isinstance(self.padding, str) else f"p{top},{bottom},{left},{right}")
         if self.dilation != (1, 1):
@@ -234,10 +319,15 @@ class OpConfig:
             words.append(f"g{self.groups}")
         if self.operands != 1:
             words.append(f"n{self.operands}")
-        words += [name for name in ("broadcast", "residual") if getattr(self, name)]
+        if self.output_size is not None:
+            words.append(f"to {self.output_size[0]}x{self.output_size[1]}")
+        if self.broadcast:
+            words.append(f"by {self.broadcast}")
+        if self.residual:
+            words.append("residual")
         if self.activation:
             words.append(self.activation)
-        if self.kind in CONVS or self.kind == "dense":
+        if self.kind in KERNELED:
             words.append("bias" if self.use_bias else "nobias")
         return " ".join([*words, self.dtype])
 
@@ -251,7 +341,9 @@ class OpConfig:
         """Kind, kernel and stride: operations whose times are predicted, and whose errors are stated, together."""
         if self.kind == "activation":
             return f"activation {self.activation}"
-        if self.kind not in WINDOWED:
+        if self.kind in BINARY and self.broadcast:
+            return f"{self.kind} by {self.broadcast}"
+        if self.kind not in WINDOWED and self.kind != "conv2d_transpose":
             return self.kind
         rows, columns = self.kernel_size
         return f"{self.kind} k{rows}x{columns} s{self.strides[0]}x{self.strides[1]}"

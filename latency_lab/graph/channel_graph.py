@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from latency_lab.graph.explain import Explanation
 from latency_lab.ops import Network, OpConfig
 
 Widths = Mapping[str, int] | Sequence[int] | npt.NDArray[Any] | None
+Shapes = Mapping[str, Sequence[int]] | Sequence[int]
 Floats = npt.NDArray[np.float64]
 
 
@@ -102,6 +104,7 @@ class ChannelGraph:
         layer_channels: layer name -> slots of its channels.
         unknown: layers without an operation; `unknown_parameters` numbers of weights in them.
         model_name: for messages; no part of the identity.
+        source: what was read: "keras", or "tflite" or "onnx", in which a converter has done its merges already.
 
     Example:
         >>> import keras
@@ -128,20 +131,68 @@ class ChannelGraph:
     unknown: tuple[Unknown, ...] = ()
     unknown_parameters: int = 0
     model_name: str = ""
+    source: str = "keras"
 
     @classmethod
-    def from_model(cls, model: Any) -> ChannelGraph:
-        """The graph of a Keras model, or of a .keras file. Operations are read at batch 1 in float32.
+    def from_model(cls, model: Any, input_shapes: Shapes | None = None) -> ChannelGraph:
+        """The graph of a Keras model, or of a .keras, .tflite or .onnx file.
+
+        A Keras model's operations are read at batch 1 in float32, those of a file as they are in it. The channels of a
+        .tflite or .onnx file are all pinned: networks are narrowed in Keras.
+
+        Args:
+            model: a Keras model or a path.
+            input_shapes: name -> shape with the batch first, or one shape for a model of one input: of a .tflite or
+                .onnx file whose own shapes are open.
 
         Raises:
             UnsupportedModelError: the model cannot be read: subclassed, not built, channels first, open sizes.
-            MissingRuntimeError: keras is not installed.
+            FileFormatError: the file is missing or damaged.
+            MissingRuntimeError: the package that reads it is not installed.
         """
         try:
+            if isinstance(model, (str, Path)) and Path(model).suffix == ".tflite":
+                from latency_lab.graph.tflite_reader import read_tflite
+
+                return read_tflite(model, input_shapes)
+            if isinstance(model, (str, Path)) and Path(model).suffix == ".onnx":
+                from latency_lab.graph.onnx_reader import read_onnx
+
+                return read_onnx(model, input_shapes)
             from latency_lab.graph.keras_kinds import read
         except ModuleNotFoundError as error:
             raise missing(error, "ChannelGraph.from_model") or error from error
+        if input_shapes is not None:
+            raise UsageError(
+                "`input_shapes` is for .tflite and .onnx files. Build a Keras model with the sizes that will be served."
+            )
         return read(model)
+
+    @classmethod
+    def fixed(
+        cls,
+        nodes: Sequence[Node],
+        input_shapes: Sequence[tuple[int, int, int]],
+        unknown: Sequence[Unknown],
+        model_name: str,
+        source: str,
+    ) -> ChannelGraph:
+        """A graph in which no channel can close: of a file that was converted already."""
+        none = np.zeros((len(nodes), 0))
+        return cls(
+            nodes=tuple(nodes),
+            groups=(),
+            pinned=(),
+            in_map=none,
+            out_map=none,
+            in_const=np.array([node.op.in_channels for node in nodes], np.float64),
+            out_const=np.array([node.op.out_channels for node in nodes], np.float64),
+            input_shapes=tuple(input_shapes),
+            layer_channels={},
+            unknown=tuple(unknown),
+            model_name=model_name,
+            source=source,
+        )
 
     # ---- widths -----------------------------------------------------------------------------------------------
 

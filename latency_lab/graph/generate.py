@@ -168,7 +168,7 @@ def _squeeze_excite(stack: _Stack, rng: np.random.Generator, x: _Tensor) -> _Ten
     s = stack.add("activation", stack.add(kind, s, out=_round(x.channels / 8)), activation="relu")
     s = stack.add(kind, s, out=x.channels)
     s = stack.add("activation", s, activation=str(rng.choice(["sigmoid", "hard_sigmoid"])))
-    return stack.add("multiply", x, s, operands=2, broadcast=True)
+    return stack.add("multiply", x, s, operands=2, broadcast="channels")
 
 
 def _separable(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:

@@ -203,7 +203,7 @@ def _multiply(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     wide_first = sorted(inputs, key=lambda t: t.shape == (1, 1))
     if len(inputs) != 2 or wide_first[1].shape != (1, 1):
         return reader.opaque(call, inputs, "multiplies tensors of different shapes")
-    return [_join(reader, call, OpConfig("multiply", operands=2, broadcast=True), wide_first)]
+    return [_join(reader, call, OpConfig("multiply", operands=2, broadcast="channels"), wide_first)]
 
 
 def _join(reader: Reader, call: Call, op: OpConfig, inputs: list[Tensor]) -> Tensor:

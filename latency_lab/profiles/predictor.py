@@ -62,7 +62,7 @@ def features(ops: Sequence[OpConfig]) -> npt.NDArray[np.float32]:
         row += [_filled(inside, tile) for tile in TILES] + [_filled(out, tile) for tile in TILES]
         row += [inside % 4, out % 4, float(inside % 4 == 0), float(out % 16 == 0)]
         row += [op.kernel_size[0] * op.kernel_size[1], op.strides[0], op.operands, float(op.residual)]
-        row += [float(op.activation is not None), float(op.padding == "same"), float(op.broadcast)]
+        row += [float(op.activation is not None), float(op.padding == "same"), float(bool(op.broadcast))]
         rows.append(row)
     return np.array(rows, np.float32)
 

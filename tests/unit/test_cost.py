@@ -48,7 +48,7 @@ def test_gradient_is_the_slope_of_the_value(name: str) -> None:
     [node.op for node in residual_net().nodes]
     + [
         OpConfig("conv2d", 1, 8, 8, 16, 32, (3, 3), groups=4),
-        OpConfig("multiply", 1, 8, 8, 16, 16, operands=2, broadcast=True),
+        OpConfig("multiply", 1, 8, 8, 16, 16, operands=2, broadcast="channels"),
     ],
 )
 def test_bilinear_reproduces_counts(op: OpConfig) -> None:

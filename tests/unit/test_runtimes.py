@@ -9,7 +9,7 @@ from latency_lab.runtimes import base
 CONV = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=6, kernel_size=(3, 3))
 POOL = OpConfig("global_avg_pool", height=8, width=8, in_channels=6, out_channels=6)
 DENSE = OpConfig("dense", in_channels=6, out_channels=3)
-SCALE = OpConfig("multiply", height=8, width=8, in_channels=6, out_channels=6, operands=2, broadcast=True)
+SCALE = OpConfig("multiply", height=8, width=8, in_channels=6, out_channels=6, operands=2, broadcast="channels")
 
 
 def test_each_runtime_is_found_by_name():
