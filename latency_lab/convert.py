@@ -1,7 +1,8 @@
 """Keras models as files that runtimes run, with a batch of one and fixed shapes.
 
-to_tflite: model -> SavedModel -> TensorFlow's converter
-to_onnx:   model -> `keras.Model.export` (tf2onnx)
+to_tflite:   model -> SavedModel -> TensorFlow's converter
+to_onnx:     model -> `keras.Model.export` (tf2onnx)
+to_graphdef: model -> frozen GraphDef, batch norms folded (`freeze`)
 """
 
 from __future__ import annotations
@@ -13,28 +14,37 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from latency_lab.errors import FileFormatError, UnsupportedModelError
+from latency_lab import freeze
+from latency_lab.errors import FileFormatError, UnsupportedModelError, UsageError
 from latency_lab.extras import missing
 
 _log = logging.getLogger(__name__)
+_PRECISIONS = ("float32", "int8")
+_REPRESENTATIVES = 4
+"""Inputs that an int8 model's ranges are read from where none are given."""
 
 
-def to_tflite(model_or_path: Any) -> bytes:
-    """A Keras model as the bytes of a .tflite file, float32.
+def to_tflite(model_or_path: Any, precision: str = "float32", representative: Iterable[Any] | None = None) -> bytes:
+    """A Keras model as the bytes of a .tflite file.
 
     Args:
         model_or_path: a built Keras model, or the path of a .keras file.
+        precision: "float32"; "int8" for full-integer weights and activations, inputs and outputs int8 too.
+        representative: what the ranges of int8 activations are read from: input arrays [1, ...] as the model takes
+            them, each a list of arrays where the model has several inputs. By default 4 of standard normal numbers,
+            the same each time: right for latency, while accuracy needs real data.
 
     Returns:
-        the file; inputs and outputs as the model's, batch 1.
+        the file; inputs and outputs in the model's order, batch 1.
 
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or the converter cannot express a layer.
         FileFormatError: the path is no .keras file.
+        UsageError: there is no such precision.
         MissingRuntimeError: Keras or TensorFlow is not installed.
 
     Example:
@@ -44,22 +54,57 @@ def to_tflite(model_or_path: Any) -> bytes:
         >>> to_tflite(model)[4:8]
         b'TFL3'
     """
-    model, signature = _fixed(_model(model_or_path))
+    _check_precision(precision)
+    model, _ = _fixed(_model(model_or_path))
     try:
         import tensorflow as tf
     except ModuleNotFoundError as error:
         raise missing(error, "A TFLite file") or error from error
-    with tempfile.TemporaryDirectory() as folder, _quiet(), _named_failure(model, "TFLite"):
-        model.export(folder, format="tf_saved_model", input_signature=signature, verbose=False)
-        # from_concrete_functions would lose the weights of a Keras 3 model.
-        return _in_order(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+    with _quiet(), _named_failure(model, "TFLite"):
+        # The function alone would lose the weights of a Keras 3 model, and a SavedModel takes five times as long.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([_with_constants(_traced(model))])
+        if precision == "int8":
+            _quantise(converter, model, representative)
+        return bytes(converter.convert())
 
 
-def to_onnx(model_or_path: Any) -> bytes:
-    """A Keras model as the bytes of an .onnx file, float32.
+def _traced(model: Any) -> Any:
+    """The model as a TensorFlow function of its inputs, in their order, at batch 1."""
+    import tensorflow as tf
+
+    specs = [tf.TensorSpec((1, *t.shape[1:]), t.dtype, f"input_{k}") for k, t in enumerate(model.inputs)]
+    return tf.function(lambda *xs: model(list(xs) if len(xs) > 1 else xs[0], training=False)).get_concrete_function(
+        *specs
+    )
+
+
+def _with_constants(function: Any) -> Any:
+    """The function with the values of its variables in it."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(function, lower_control_flow=False)
+
+
+def _quantise(converter: Any, model: Any, representative: Iterable[Any] | None) -> None:
+    """Set the converter to full integers, by the ranges that the representative inputs give."""
+    import tensorflow as tf
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: _representative_arrays(model, representative)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+
+
+def to_onnx(model_or_path: Any, precision: str = "float32", representative: Iterable[Any] | None = None) -> bytes:
+    """A Keras model as the bytes of an .onnx file.
 
     Args:
         model_or_path: a built Keras model, or the path of a .keras file.
+        precision: "float32"; "int8" for int8 weights, a scale for each output channel, and 8-bit activations
+            (unsigned, which ONNX Runtime on x86 has integer kernels for), inputs and outputs float32.
+        representative: what the ranges of 8-bit activations are read from: input arrays [1, ...] as the model takes
+            them, each a list of arrays where the model has several inputs. By default 4 of standard normal numbers,
+            the same each time: right for latency, while accuracy needs real data.
 
     Returns:
         the file; inputs and outputs as the model's, batch 1.
@@ -67,6 +112,7 @@ def to_onnx(model_or_path: Any) -> bytes:
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or ONNX export cannot express a layer.
         FileFormatError: the path is no .keras file.
+        UsageError: there is no such precision.
         MissingRuntimeError: Keras, onnx or tf2onnx is not installed.
 
     Example:
@@ -76,6 +122,7 @@ def to_onnx(model_or_path: Any) -> bytes:
         >>> b"Conv" in to_onnx(model)
         True
     """
+    _check_precision(precision)
     model, signature = _fixed(_model(model_or_path))
     try:
         import onnx
@@ -85,15 +132,140 @@ def to_onnx(model_or_path: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder, _quiet(), _named_failure(model, "ONNX"):
         path = Path(folder) / "model.onnx"
         _teach_erfc()
-        model.export(path, format="onnx", input_signature=signature, verbose=False)
+        with _functions_in_line():
+            model.export(path, format="onnx", input_signature=signature, verbose=False)
         found = onnx.load(path)
+        _without_false_inputs(found, model)
     foreign = [node for node in found.graph.node if not onnx.defs.has(node.op_type, node.domain)]
     if foreign:
         raise UnsupportedModelError(
             f"ONNX export cannot express {foreign[0].op_type} of {foreign[0].name!r} in the model {model.name!r}. "
-            "(A grouped convolution on TensorFlow is known for this.) Convert to TFLite, or replace the layer."
+            "Convert to TFLite, or replace the layer."
         )
+    if precision == "int8":
+        with _quiet(), _named_failure(model, "8-bit ONNX"):
+            return _quantised_onnx(found, model, representative)
     return bytes(found.SerializeToString())
+
+
+def _without_false_inputs(found: Any, model: Any) -> None:
+    """Turns inputs of the ONNX model that are none of the Keras model's into the constants that they are.
+
+    tf2onnx lists a tensor that a layer holds, such as the mean of a Normalization, as an input, last, in the order of
+    tracing.
+    """
+    import tensorflow as tf
+    from onnx import numpy_helper
+
+    graph = found.graph
+    extra = list(graph.input)[len(model.inputs) :]
+    if not extra:
+        return
+    read = {name for node in graph.node for name in node.input}
+    held = [value.numpy() for value, _ in _traced(model).graph.captures if value.dtype != tf.resource]
+    for value, array in zip(extra, held, strict=True):
+        if tuple(d.dim_value for d in value.type.tensor_type.shape.dim) != array.shape:
+            raise ValueError(f"{value.name!r} is none of its inputs, and holds no constant that could be found.")
+        graph.input.remove(value)
+        if value.name in read:
+            graph.initializer.append(numpy_helper.from_array(array, value.name))
+
+
+@contextlib.contextmanager
+def _functions_in_line() -> Iterator[None]:
+    """What is traced holds the operators of inner functions: tf2onnx cannot read a compiled grouped convolution."""
+    import tensorflow as tf
+
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _quantised_onnx(found: Any, model: Any, representative: Iterable[Any] | None) -> bytes:
+    """The ONNX model with 8-bit operators: float operators between casts, which ONNX Runtime merges on loading."""
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = [node.name for node in found.graph.input]
+    rows = [dict(zip(names, arrays, strict=True)) for arrays in _representative_arrays(model, representative)]
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._rows = iter(rows)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._rows, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole, simple, coded = (str(Path(folder) / f"{name}.onnx") for name in ("whole", "simple", "coded"))
+        onnx.save(found, whole)
+        quant_pre_process(whole, simple, skip_symbolic_shape=True)  # merges pads and batch norms, while they are float
+        quantization.quantize_static(
+            simple,
+            coded,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return Path(coded).read_bytes()
+
+
+def to_graphdef(model_or_path: Any) -> bytes:
+    """A Keras model as the bytes of a frozen TensorFlow GraphDef (.pb), float32, batch norms folded.
+
+    Args:
+        model_or_path: a built Keras model, or the path of a .keras file.
+
+    Returns:
+        the file; placeholders "input0", ... and outputs "output0", ... in the model's order, batch 1.
+
+    Raises:
+        UnsupportedModelError: the model has no fixed input shape, or it cannot be traced.
+        FileFormatError: the path is no .keras file.
+        MissingRuntimeError: Keras or TensorFlow is not installed.
+
+    Example:
+        >>> import keras
+        >>> from latency_lab.convert import to_graphdef
+        >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+        >>> b"Conv2D" in to_graphdef(model)
+        True
+    """
+    model, _ = _fixed(_model(model_or_path))
+    try:
+        import tensorflow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing(error, "A TensorFlow graph") or error from error
+    with _quiet(), _named_failure(model, "a TensorFlow graph"):
+        return freeze.frozen_graph(model)
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in _PRECISIONS:
+        raise UsageError(
+            f"Invalid value for argument `precision`. Expected one of {list(_PRECISIONS)}. "
+            f"Received: precision={precision!r}"
+        )
+
+
+def _representative_arrays(model: Any, representative: Iterable[Any] | None) -> Iterator[list[Any]]:
+    """What the ranges of 8-bit activations are read from: a list of the model's input arrays each."""
+    import numpy as np
+
+    if representative is None:
+        random = np.random.default_rng(0)
+        shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
+        representative = [[random.normal(size=(1, *shape)) for shape in shapes] for _ in range(_REPRESENTATIVES)]
+    types = [tensor.dtype for tensor in model.inputs]
+    for arrays in representative:
+        listed = arrays if isinstance(arrays, (list, tuple)) else [arrays]
+        yield [np.asarray(array).astype(kind) for array, kind in zip(listed, types, strict=True)]
 
 
 def _model(model_or_path: Any) -> Any:
@@ -137,25 +309,6 @@ def _fixed(model: Any) -> tuple[Any, list[Any]]:
     if len(specs) == 1:
         return keras.Model(inputs[0], list(model.outputs), name=model.name), specs
     return keras.Model(list(inputs), list(model.outputs), name=model.name), [specs]
-
-
-def _in_order(file: bytes) -> bytes:
-    """The TFLite file with inputs and outputs in the model's order; the converter leaves them in any."""
-    from tensorflow.lite.python import schema_py_generated as schema
-
-    data = bytearray(file)
-    model = schema.Model.GetRootAs(data, 0)
-    graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = [signature.Inputs(k) for k in range(signature.InputsLength())]
-    outputs = [signature.Outputs(k) for k in range(signature.OutputsLength())]
-    for tensors, found in ((graph.InputsAsNumpy(), inputs), (graph.OutputsAsNumpy(), outputs)):
-        tensors[:] = [item.TensorIndex() for item in sorted(found, key=lambda item: _number(item.Name()))]
-    return bytes(data)
-
-
-def _number(name: bytes) -> int:
-    """What Keras' name of an input or output ends in: args_0, args_0_1, ..., output_0, output_1, ..."""
-    return int(name.rsplit(b"_", 1)[1]) if name.count(b"_") > 1 or name.startswith(b"output") else 0
 
 
 @contextlib.contextmanager

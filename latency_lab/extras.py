@@ -10,6 +10,7 @@ EXTRA_OF: Mapping[str, str] = {
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
     "keras": "keras",
+    "matplotlib": "plot",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "sklearn": "fit",

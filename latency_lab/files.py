@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latency_lab.errors import FileFormatError
+
+GZIP_SUFFIX = ".gz"
+MAX_UNPACKED_BYTES = 64 << 20
+_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -29,26 +36,38 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_json(path: str | Path, data: Any, *, indent: int | None = 1) -> None:
-    """`data` as JSON, written whole or not at all."""
-    write_bytes(path, (json.dumps(data, indent=indent, allow_nan=False) + "\n").encode())
+    """`data` as JSON, written whole or not at all; packed where the name ends in ".gz", equal data to equal bytes."""
+    text = (json.dumps(data, indent=indent, allow_nan=False) + "\n").encode()
+    write_bytes(path, gzip.compress(text, mtime=0) if Path(path).suffix == GZIP_SUFFIX else text)
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """The JSON in a file.
+    """The JSON in a file, packed by gzip or not, whatever its name.
 
     Args:
         path: of the file.
         what: it should hold, for messages: "a device profile".
 
     Raises:
-        FileFormatError: the file is missing or holds no JSON.
+        FileFormatError: the file is missing, holds no JSON, or unpacks to more than `MAX_UNPACKED_BYTES`.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
+        data = Path(path).read_bytes()
+        return json.loads(_unpacked(data) if data.startswith(_GZIP_MAGIC) else data)
+    except OSError as error:  # gzip's among them
         raise FileFormatError(f"Cannot read {what} from {path}: {error.strerror or error}.") from error
+    except (EOFError, zlib.error) as error:
+        raise FileFormatError(f"Cannot read {what} from {path}: not a whole gzip file: {error}.") from error
     except ValueError as error:
         raise FileFormatError(f"Cannot read {what} from {path}: not JSON: {error}.") from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        found = file.read(MAX_UNPACKED_BYTES + 1)
+    if len(found) > MAX_UNPACKED_BYTES:
+        raise OSError(f"it unpacks to more than {MAX_UNPACKED_BYTES >> 20} MB")
+    return found
 
 
 def check(data: Any, schema: Mapping[str, Any], path: str = "$") -> None:
@@ -97,10 +116,21 @@ def _check_array(data: list[Any], schema: Mapping[str, Any], path: str) -> None:
             f"Expected {low} to {'any number of' if high is None else high} items, got {len(data)} - at {path}"
         )
     first = schema.get("prefixItems", [])
+    if not first and _all_numbers_fit(data, schema.get("items", {})):
+        return
     for i, value in enumerate(data):
         inner = first[i] if i < len(first) else schema.get("items")
         if inner is not None:
             check(value, inner, f"{path}[{i}]")
+
+
+def _all_numbers_fit(data: list[Any], schema: Mapping[str, Any]) -> bool:
+    """Whether a quick look shows that every item is a number that fits: long arrays of a profile's trees."""
+    known: dict[str, set[type]] = {"integer": {int}, "number": {int, float}}
+    kinds = known.get(str(schema.get("type")))
+    if kinds is None or not set(schema) <= {"type", "minimum", "description"} or not set(map(type, data)) <= kinds:
+        return False
+    return not data or "minimum" not in schema or bool(min(data) >= schema["minimum"])
 
 
 def _is(data: Any, name: str) -> bool:

@@ -390,6 +390,10 @@ class Network:
         tensors = op.operands + op.residual
         return cls(((op, tuple(-1 - i for i in range(tensors))),), op.key)
 
+    def of_type(self, dtype: str) -> Network:
+        """The network on numbers of another type."""
+        return Network(tuple((dataclasses.replace(op, dtype=dtype), inputs) for op, inputs in self.nodes), self.name)
+
     @property
     def outputs(self) -> tuple[int, ...]:
         """Indices of the nodes that no other node reads."""

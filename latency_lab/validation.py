@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from latency_lab import convert
+from latency_lab import convert, runtimes
 from latency_lab.cost import LatencyCost
 from latency_lab.errors import UnmeasuredError, UsageError
 from latency_lab.graph import ChannelGraph
@@ -19,7 +19,13 @@ from latency_lab.profiles import DeviceProfile
 from latency_lab.profiling import LocalWorker, Protocol, Statistic, WorkerDiedError, ratio_interval, statistic
 from latency_lab.profiling.environment import conditions, identity
 
-SUFFIXES = {"litert": ".tflite", "onnxruntime": ".onnx"}
+SUFFIXES: Mapping[str, str] = {name: runtimes.get(name).suffix for name in runtimes.NAMES}
+"""Runtime -> what its model files end in."""
+_CONVERTERS: Mapping[str, Callable[[Any], bytes]] = {
+    ".tflite": convert.to_tflite,
+    ".onnx": convert.to_onnx,
+    ".pb": convert.to_graphdef,
+}
 COMPARE_ROUNDS = 12
 
 
@@ -163,17 +169,23 @@ def measure(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    start_worker: Callable[[], LocalWorker] | None = None,
 ) -> Measured:
     """Measures one model by the protocol.
 
     Args:
         model: a Keras model, or a .keras, .tflite or .onnx path.
-        runtime: "litert" or "onnxruntime".
+        runtime: one of `runtimes.NAMES`; TensorFlow's may name a device: "tensorflow:GPU:0".
         threads: of the runtime.
         protocol: rounds and repeats.
         on_progress: called with (blocks done, blocks in all).
+        start_worker: starts a worker of this runtime and threads; by default a subprocess of this Python. One of
+            another Python, in which the runtime is: `lambda: LocalWorker(runtime, threads, worker_command(python))`.
     """
-    return measure_all({_name(model): model}, runtime, threads, protocol=protocol, on_progress=on_progress)[0][0]
+    measured, _ = measure_all(
+        {_name(model): model}, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start_worker
+    )
+    return measured[0]
 
 
 def validate(
@@ -193,6 +205,11 @@ def validate(
     """
     if profile.kind != "measured":
         raise UsageError(f"The profile {profile.name!r} is {profile.kind}: it names no runtime to measure on.")
+    if profile.environment.get("provenance") == "imported":
+        raise UsageError(
+            f"The profile {profile.name!r} was imported from timings of {profile.runtime!r}: there is no way to measure "
+            f"on that from here. Validate with a profile of {' or '.join(SUFFIXES)} that was taken on this device."
+        )
     named = {_name(model): model for model in models}
     predicted = [LatencyCost(ChannelGraph.from_model(model), profile).estimate().latency_ms for model in named.values()]
     protocol = protocol or Protocol(rounds=int(profile.protocol.get("rounds", Protocol().rounds)))
@@ -208,19 +225,23 @@ def compare(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    start_worker: Callable[[], LocalWorker] | None = None,
 ) -> Comparison:
     """Measures two models round by round beside one another: how b's latency relates to a's.
 
     Args:
         a, b: Keras models, or .keras, .tflite or .onnx paths.
-        runtime: "litert" or "onnxruntime".
+        runtime: one of `runtimes.NAMES`; TensorFlow's may name a device: "tensorflow:GPU:0".
         threads: of the runtime.
         protocol: 12 rounds by default.
         on_progress: called with (blocks done, blocks in all).
+        start_worker: as of `measure`.
     """
     protocol = protocol or Protocol(rounds=COMPARE_ROUNDS)
     names = {f"a: {_name(a)}": a, f"b: {_name(b)}": b}
-    (first, second), blocks = measure_all(names, runtime, threads, protocol=protocol, on_progress=on_progress)
+    (first, second), blocks = measure_all(
+        names, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start_worker
+    )
     return Comparison(first, second, *ratio_interval(blocks[1], blocks[0]))
 
 
@@ -231,6 +252,7 @@ def measure_all(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    start_worker: Callable[[], LocalWorker] | None = None,
 ) -> tuple[list[Measured], list[list[dict[str, Any]]]]:
     """Measures models interleaved: each round takes all of them in a new random order.
 
@@ -241,6 +263,7 @@ def measure_all(
         UnmeasuredError: a model does not run.
     """
     protocol = protocol or Protocol()
+    start = start_worker or (lambda: LocalWorker(runtime, threads))
     blocks: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     settings = {"block_ms": protocol.block_ms, "min_repeats": protocol.min_repeats, "warm_up": protocol.warm_up}
     done, environment = 0, {**identity(), **conditions(), "runtime": runtime, "threads": threads}
@@ -250,7 +273,9 @@ def measure_all(
         try:
             for round_ in range(protocol.rounds):
                 if worker is None or round_ == (protocol.rounds + 1) // 2:
-                    worker = _restart(worker, runtime, threads)
+                    if worker is not None:
+                        worker.close()
+                    worker = start()
                     environment |= {k: worker.hello.get(k) for k in ("package", "version")}
                 order = list(models)
                 Random(f"{protocol.seed}:{round_}").shuffle(order)
@@ -266,12 +291,6 @@ def measure_all(
     return measured, list(blocks.values())
 
 
-def _restart(worker: LocalWorker | None, runtime: str, threads: int) -> LocalWorker:
-    if worker is not None:
-        worker.close()
-    return LocalWorker(runtime, threads)
-
-
 def _block(worker: LocalWorker, name: str, path: Path, settings: Mapping[str, Any], round_: int) -> dict[str, Any]:
     try:
         found = worker.block(str(path), settings)
@@ -284,21 +303,17 @@ def _block(worker: LocalWorker, name: str, path: Path, settings: Mapping[str, An
 
 def _file(model: Any, runtime: str, target: Path) -> Path:
     """The file that the runtime runs: the model's own, or what a Keras model converts to."""
-    if runtime not in SUFFIXES:
-        raise UsageError(
-            f"Invalid value for argument `runtime`. Expected one of {sorted(SUFFIXES)}. Received: runtime={runtime!r}"
-        )
+    suffix = runtimes.get(runtime).suffix
     if isinstance(model, (str, Path)):
         path = Path(model)
         if not path.is_file():
             raise UsageError(f"There is no model file {path}.")
-        if path.suffix == SUFFIXES[runtime]:
+        if path.suffix == suffix:
             return path
         if path.suffix != ".keras":
-            raise UsageError(f"{runtime} runs {SUFFIXES[runtime]} and .keras files. Received: {path}")
-    data = convert.to_tflite(model) if runtime == "litert" else convert.to_onnx(model)
-    target = target.with_suffix(SUFFIXES[runtime])
-    target.write_bytes(data)
+            raise UsageError(f"{runtime} runs {suffix} and .keras files. Received: {path}")
+    target = target.with_suffix(suffix)
+    target.write_bytes(_CONVERTERS[suffix](model))
     return target
 
 

@@ -22,9 +22,9 @@ from latency_lab.errors import UsageError
 from latency_lab.plan import plan
 from latency_lab.profiling import Protocol
 from latency_lab.report import table
-from latency_lab.validation import SUFFIXES, measure_all
+from latency_lab.validation import measure_all
 
-RUNTIMES = tuple(SUFFIXES)
+RUNTIMES = ("litert", "onnxruntime")
 ROUNDS = Protocol().rounds
 """Rounds of measuring seed, slim and uniform interleaved: as many as the profiles have."""
 

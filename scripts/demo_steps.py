@@ -107,7 +107,7 @@ def export(model: Any, stem: Path) -> dict[str, Path]:
         The file of each runtime.
     """
     model.save(stem.with_suffix(".keras"))
-    found = {runtime: stem.with_suffix(suffix) for runtime, suffix in SUFFIXES.items()}
+    found = {runtime: stem.with_suffix(SUFFIXES[runtime]) for runtime in ("litert", "onnxruntime")}
     found["litert"].write_bytes(convert.to_tflite(model))
     found["onnxruntime"].write_bytes(convert.to_onnx(model))
     return found

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 
-from latency_lab.cli.inputs import add_runtime, model_file, quiet
+from latency_lab.cli.inputs import add_runtime, model_file, quiet, starter
 from latency_lab.cli.output import emit, note
 from latency_lab.cli.progress import ProgressLine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A, B, --runtime, --threads."""
-    parser.add_argument("a", metavar="A", help="a .keras, .tflite or .onnx file")
+    """A, B, --runtime, --threads, --python."""
+    parser.add_argument("a", metavar="A", help="a .keras, .tflite, .onnx or .pb file")
     parser.add_argument("b", metavar="B", help="the same, to be compared with A")
     add_runtime(parser)
 
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     quiet()
     with model_file(args.a) as a, model_file(args.b) as b, ProgressLine("measuring") as line:
-        comparison = latency_lab.compare(a, b, args.runtime, args.threads, on_progress=line)
+        comparison = latency_lab.compare(a, b, args.runtime, args.threads, on_progress=line, start_worker=starter(args))
     emit(comparison, as_json=args.json)
     if comparison.unstable:
         note("unstable: an interval is wider than 10 % of its latency. What to do: latency-lab doctor")

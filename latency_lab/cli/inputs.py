@@ -6,20 +6,48 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latency_lab.errors import FileFormatError, UsageError
 
-KERAS, TFLITE, ONNX = ".keras", ".tflite", ".onnx"
+if TYPE_CHECKING:
+    from latency_lab.profiling import LocalWorker
+
+KERAS, TFLITE, ONNX, GRAPH = ".keras", ".tflite", ".onnx", ".pb"
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime and --threads."""
-    parser.add_argument("--runtime", metavar="R", default="litert", help="litert (default) or onnxruntime")
+    """Add --runtime, --threads and --python."""
+    parser.add_argument(
+        "--runtime",
+        metavar="R",
+        default="litert",
+        help="litert (default), onnxruntime, tensorflow or tensorflow-xla; the last two may name a device: "
+        "tensorflow:GPU:0",
+    )
     parser.add_argument("--threads", metavar="N", type=_positive, default=1, help="threads of the runtime (default 1)")
+    parser.add_argument(
+        "--python",
+        metavar="PATH",
+        help="the Python that has the runtime, where that is not this one (tflite-runtime needs numpy<2)",
+    )
+
+
+def starter(args: argparse.Namespace) -> Callable[[], LocalWorker] | None:
+    """What starts workers of the runtime that `add_runtime` was told of; None for those of this Python.
+
+    Raises:
+        UsageError: --python names no program.
+    """
+    if args.python is None:
+        return None
+    from latency_lab.profiling import LocalWorker, worker_command
+
+    command = worker_command(args.python)
+    return lambda: LocalWorker(args.runtime, args.threads, command)
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +56,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def model_file(argument: str, suffixes: Sequence[str] = (KERAS, TFLITE, ONNX)) -> Iterator[Path]:
+def model_file(argument: str, suffixes: Sequence[str] = (KERAS, TFLITE, ONNX, GRAPH)) -> Iterator[Path]:
     """The path of a model that was named on the command line; stdin for "-" is kept in a file meanwhile.
 
     Args:
@@ -79,7 +107,8 @@ def _stdin_model() -> Iterator[Path]:
     data = sys.stdin.buffer.read()
     if not data:
         raise FileFormatError("-: nothing came on stdin; expected the bytes of a model")
-    suffix = KERAS if data[:2] == b"PK" else TFLITE if data[4:8] == b"TFL3" else ONNX
+    kinds = {KERAS: data[:2] == b"PK", TFLITE: data[4:8] == b"TFL3", GRAPH: data[:1] == b"\n"}
+    suffix = next((suffix for suffix, fits in kinds.items() if fits), ONNX)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"stdin{suffix}"
         path.write_bytes(data)

@@ -15,13 +15,14 @@ import traceback
 from collections.abc import Sequence
 
 import latency_lab
-from latency_lab.cli import compare, doctor, measure, predict, profile_, profiles, show, shrink, validate
+from latency_lab.cli import compare, doctor, fit, measure, predict, profile_, profiles, show, shrink, validate
 from latency_lab.errors import LatencyLabError, UsageError
 from latency_lab.extras import missing
 
 VERBS = {
     "doctor": doctor,
     "profile": profile_,
+    "fit": fit,
     "profiles": profiles,
     "show": show,
     "predict": predict,

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from latency_lab.cli.inputs import KERAS, add_runtime, load_keras, model_file, quiet
+from latency_lab.cli.graphs import READABLE, add_input_shape, load_graph
+from latency_lab.cli.inputs import add_runtime, model_file, quiet, starter
 from latency_lab.cli.output import emit, note, write_json
 from latency_lab.cli.progress import ProgressLine
 from latency_lab.errors import UsageError
+from latency_lab.profiles.store import name_of
+
+if TYPE_CHECKING:
+    from latency_lab.profiling import Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--runtime, --threads, --model, -o, --journal, --name, --force, --rounds."""
+    """--runtime, --threads, --python, --precision, --model, --input-shape, -o, --journal, --name, --force, --rounds."""
     add_runtime(parser)
     parser.add_argument(
         "--model",
@@ -27,8 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="models",
         action="append",
         default=[],
-        help="a .keras file: measure its operations over the widths that it can take (may be given more than once). "
-        "Without it, operations of real networks in general",
+        help="a .keras file: measure its operations over the widths that it can take; a .tflite or .onnx file: as they "
+        "are (may be given more than once). Without it, operations of networks in general, in two passes: the second "
+        "where the first was least sure",
+    )
+    add_input_shape(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "int8"),
+        default="float32",
+        help="of a .keras model's operations, or of those in general (default float32)",
     )
     parser.add_argument("-o", "--output", metavar="F", required=True, help="the profile to write, JSON; - is stdout")
     parser.add_argument("--journal", metavar="J", help="keeps each block (default: F's name with .journal.jsonl)")
@@ -79,10 +93,20 @@ class Profiled:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, measure, fit, write."""
-    journal_path, name = _journal_path(args), args.name or Path(args.output).stem
+    journal_path, name = _journal_path(args), args.name or name_of(args.output)
     began = time.monotonic()
-    journal, seconds = _measure(args, journal_path)
+    quiet()
+    tasks = _plan(args)
+    note(f"{len(tasks)} points to measure on {args.runtime}, {args.threads} thread(s); blocks go to {journal_path}")
+    journal, seconds = _measure(args, tasks, journal_path)
     profile = _fit(journal, name)
+    if not args.models:
+        from latency_lab.plan import refinement
+
+        more = refinement(profile)
+        note(f"{len(more)} more where it is least sure")
+        journal, further = _measure(args, more, journal_path)
+        profile, seconds = _fit(journal, name), seconds + further
     if args.output == "-":
         write_json("-", profile.to_json())
     else:
@@ -105,18 +129,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace, journal: Path) -> tuple[Any, float]:
+def _plan(args: argparse.Namespace) -> Sequence[Task]:
+    """What to measure: of the models that were named, or in general."""
+    from latency_lab.plan import plan
+
+    with ExitStack() as stack:
+        paths = [stack.enter_context(model_file(m, READABLE)) for m in args.models]
+        graphs = [load_graph(path, args.input_shape) for path in paths]
+    return plan(graphs, args.runtime, args.precision)
+
+
+def _measure(args: argparse.Namespace, tasks: Sequence[Task], journal: Path) -> tuple[Any, float]:
     """The journal, and the seconds that measuring took."""
     import latency_lab
-    from latency_lab import plan as planning
     from latency_lab.profiling import Protocol
 
-    quiet()
-    with ExitStack() as stack:
-        paths = [stack.enter_context(model_file(m, (KERAS,))) for m in args.models]
-        graphs = [latency_lab.ChannelGraph.from_model(load_keras(path)) for path in paths]
-    tasks = planning.plan(graphs, args.runtime)
-    note(f"{len(tasks)} points to measure on {args.runtime}, {args.threads} thread(s); blocks go to {journal}")
     began = time.monotonic()
     with ProgressLine(f"profiling {args.runtime}") as line:
         found = latency_lab.profile(
@@ -127,6 +154,7 @@ def _measure(args: argparse.Namespace, journal: Path) -> tuple[Any, float]:
             protocol=Protocol(rounds=args.rounds) if args.rounds else None,
             force=args.force,
             on_progress=lambda progress: line(progress.done, progress.total),
+            start_worker=starter(args),
         )
     return found, time.monotonic() - began
 
@@ -143,7 +171,7 @@ def _journal_path(args: argparse.Namespace) -> Path:
         return Path(args.journal)
     if args.output == "-":
         raise UsageError("-o - writes the profile to stdout: name the journal's file with --journal J")
-    return Path(args.output).with_suffix(".journal.jsonl")
+    return Path(args.output).with_name(f"{name_of(args.output)}.journal.jsonl")
 
 
 def _rounds(text: str) -> int:

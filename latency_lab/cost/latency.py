@@ -16,7 +16,8 @@ from latency_lab.cost.roofline import roofline_terms
 from latency_lab.cost.terms import Beyond, Polynomial, Terms
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
-from latency_lab.profiles.fusions import fuse
+from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, fuse
+from latency_lab.profiles.layout import with_reorders
 
 if TYPE_CHECKING:
     from latency_lab.graph import ChannelGraph, Unknown
@@ -67,13 +68,12 @@ class LatencyCost(OpCost):
             )
         self.profile = profile
         self.out_of_bounds = out_of_bounds
-        self._kernels = fuse(graph.network(), profile.fusions)
+        self._kernels = _kernels(graph, profile)
         self._known: dict[tuple[int, int, int], _Part] = {}
         self._unknown_ms = {u.name: _bound_ms(u, profile) for u in graph.unknown}
-        main = [kernel.main for kernel in self._kernels]
-        names = [" + ".join(graph.nodes[i].name for i in kernel.nodes) for kernel in self._kernels]
-        maps = (graph.in_map[main], graph.in_const[main], graph.out_map[main], graph.out_const[main])
-        formula = OpSum(_terms([kernel.op for kernel in self._kernels], profile), *maps, sum(self._unknown_ms.values()))
+        names = [_name(graph, kernel) for kernel in self._kernels]
+        terms = _terms([kernel.op for kernel in self._kernels], profile)
+        formula = OpSum(terms, *_maps(graph, self._kernels), sum(self._unknown_ms.values()))
         super().__init__(graph, "ms", formula, tuple(names), None if profile.kind == "analytic" else self._staircase)
         if out_of_bounds == "raise":
             self.at()
@@ -129,6 +129,33 @@ class LatencyCost(OpCost):
             return (latency_ms, latency_ms), "none: analytic"
         half = self.profile.network.half_width
         return (latency_ms * (1 - half), latency_ms * (1 + half)), "conformal over whole networks, 90 %"
+
+
+def _kernels(graph: ChannelGraph, profile: DeviceProfile) -> tuple[Kernel, ...]:
+    """What the device's runtime executes: merged operations, and the reorders between them."""
+    exported = graph.source == "keras"  # a file has the transposes of its inputs among its operations
+    rules = profile.fusions if exported else profile.fusions - {INPUT_TRANSPOSE}
+    network = graph.network().of_type(profile.precision) if exported else graph.network()
+    return with_reorders(fuse(network, rules), profile.layout_block, exported=exported)
+
+
+def _maps(
+    graph: ChannelGraph, kernels: Sequence[Kernel]
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """`in_map`, `in_const`, `out_map`, `out_const` of kernels, [kernels, groups] and [kernels]."""
+    main = [kernel.main for kernel in kernels]
+    ins, outs = (graph.in_map[main], graph.in_const[main]), (graph.out_map[main], graph.out_const[main])
+    for k, kernel in enumerate(kernels):
+        if not kernel.nodes:  # it moves one tensor: what its node reads from outside, or what its node makes
+            moved = ins if kernel.inputs[0] < 0 else outs
+            for target in (ins, outs):
+                target[0][k], target[1][k] = moved[0][k], moved[1][k]
+    return (*ins, *outs)
+
+
+def _name(graph: ChannelGraph, kernel: Kernel) -> str:
+    names = " + ".join(graph.nodes[i].name for i in kernel.nodes)
+    return names or f"{kernel.op.kind} at {graph.nodes[kernel.main].name}"
 
 
 def _bound_ms(unknown: Unknown, profile: DeviceProfile) -> float:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.ops import OpConfig
-from latency_lab.profiles import DeviceProfile, NetworkCorrection, fuse
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
+from latency_lab.profiles.layout import with_reorders
 from latency_lab.profiling import Journal
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +43,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     cold = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=1.0))
     rows, measured = [], []
     for key in keys:
-        ops = [kernel.op for kernel in fuse(journal.tasks[key].network, profile.fusions)]
+        ops = [kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)]
         rows.append(_features(ops, hot, cold))
         measured.append(journal.statistic(key).latency_ms)
     terms, latency = np.array(rows), np.array(measured)
@@ -58,6 +59,11 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         residuals=tuple(round(r, 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
     )
+
+
+def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:
+    """What the runtime executes for a network that its builder wrote, reorders of its layout among them."""
+    return with_reorders(fuse(network, profile.fusions), profile.layout_block)
 
 
 def conformal_quantile(errors: npt.ArrayLike, level: float) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from latency_lab.fitting.boosting import fit_trees
 from latency_lab.fitting.points import Measured
-from latency_lab.profiles.predictor import Predictor, Trees, features, hull_point, regime, work
+from latency_lab.profiles.features import features, work
+from latency_lab.profiles.predictor import Predictor, hull_point, regime
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,7 +38,7 @@ def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, in
     base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured), block=block)
     if len(ops) < MIN_TREES:
         return base
-    trees = _fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))
+    trees = fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))
     return dataclasses.replace(base, trees=trees)
 
 
@@ -75,31 +76,3 @@ def _hull(measured: Sequence[Measured]) -> dict[str, tuple[tuple[float, float], 
         family: tuple((min(axis), max(axis)) for axis in zip(*points, strict=True))
         for family, points in sorted(found.items())
     }
-
-
-def _fit_trees(x: npt.NDArray[np.float32], y: Floats) -> Trees:
-    """Boosted trees by scikit-learn, taken apart into arrays."""
-    from sklearn.ensemble import GradientBoostingRegressor
-
-    settings: dict[str, Any] = {"n_estimators": 150, "max_depth": 4, "learning_rate": 0.08, "subsample": 0.7}
-    model = GradientBoostingRegressor(**settings, max_features=0.5, min_samples_leaf=2, loss="huber", random_state=0)
-    model.fit(x, y)
-    names = ("feature", "threshold", "left", "right", "value")
-    parts: dict[str, list[Any]] = {name: [] for name in names}
-    roots, size, depth = [], 0, 0
-    start = float(model.init_.predict(x[:1])[0])
-    for i, tree in enumerate(estimator.tree_ for estimator in model.estimators_[:, 0]):
-        leaf = tree.children_left < 0
-        own = np.arange(tree.node_count)
-        roots.append(size)
-        parts["feature"].append(np.where(leaf, 0, tree.feature))
-        parts["threshold"].append(np.where(leaf, 0.0, tree.threshold))
-        parts["left"].append(np.where(leaf, own, tree.children_left) + size)
-        parts["right"].append(np.where(leaf, own, tree.children_right) + size)
-        values = model.learning_rate * tree.value[:, 0, 0] + (start if i == 0 else 0.0)
-        parts["value"].append(np.where(leaf, values, 0.0))
-        size, depth = size + tree.node_count, max(depth, int(tree.max_depth))
-    joined = {name: np.concatenate(parts[name]) for name in names}
-    arrays: dict[str, Any] = {name: joined[name].astype(np.int64) for name in ("feature", "left", "right")}
-    arrays |= {name: joined[name].astype(np.float64) for name in ("threshold", "value")}
-    return Trees(np.array(roots, np.int64), **arrays, depth=depth)

@@ -33,10 +33,15 @@ class _Stack:
     """Nodes so far."""
 
     nodes: list[tuple[OpConfig, tuple[int, ...]]] = field(default_factory=list)
+    unit: int = 8
 
     @property
     def macs(self) -> int:
         return sum(op.macs for op, _ in self.nodes)
+
+    def round(self, channels: float) -> int:
+        """Whole units of channels: at least 8, at most 512."""
+        return int(min(max(self.unit * round(channels / self.unit), 8), _MAX_WIDTH))
 
     def add(self, kind: str, x: _Tensor, *others: _Tensor, out: int | None = None, **static: object) -> _Tensor:
         """One node of this kind on x (and others); `out` channels where they differ from those of x."""
@@ -79,7 +84,8 @@ def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 
         macs: least and most multiply-adds; the network's are spread evenly between their logarithms.
 
     Returns:
-        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted residuals).
+        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted residuals): multiples of 8
+        in three networks of five, else of 4 or any.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -101,10 +107,10 @@ def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 
 
 def _draw(rng: np.random.Generator, goal: float) -> Network:
     """A network of about `goal` multiply-adds."""
-    stack = _Stack()
+    stack = _Stack(unit=int(rng.choice([8, 8, 8, 4, 1])))
     size = int(rng.choice(_RESOLUTIONS))
-    act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu"]))
-    width = _round(rng.uniform(8, 48))
+    act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
+    width = stack.round(rng.uniform(8, 64))
     x = stack.conv(_Tensor(-1, size, size, 3), width, 3, 2 if size >= 32 else 1, act)
     kinds = rng.choice(sorted(_BLOCKS), size=int(rng.integers(1, 4)), replace=False)
     for _ in range(_MAX_BLOCKS):
@@ -112,7 +118,7 @@ def _draw(rng: np.random.Generator, goal: float) -> Network:
             break
         stride = 2 if x.height >= 2 * _MIN_SIZE and rng.random() < (0.7 if x.height > 56 else 0.3) else 1
         if stride == 2 or rng.random() < 0.2:
-            width = min(_round(width * rng.uniform(1.1, 2.0)), _MAX_WIDTH)
+            width = min(stack.round(width * rng.uniform(1.1, 2.0)), _MAX_WIDTH)
         before = len(stack.nodes)
         y = _BLOCKS[str(rng.choice(kinds))](stack, rng, x, width, stride, act)
         if stack.macs > 1.2 * goal and before > 3:
@@ -142,7 +148,7 @@ def _residual(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int
 
 
 def _bottleneck(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
-    inner = _round(channels / 4)
+    inner = stack.round(channels / 4)
     y = stack.conv(stack.conv(x, inner, 1, 1, act), inner, 3, stride, act)
     return _joined(stack, x, stack.conv(y, channels, 1, 1, None), stride, act)
 
@@ -165,7 +171,7 @@ def _inverted(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int
 def _squeeze_excite(stack: _Stack, rng: np.random.Generator, x: _Tensor) -> _Tensor:
     kind = str(rng.choice(["conv2d", "dense"]))
     s = stack.add("global_avg_pool", x)
-    s = stack.add("activation", stack.add(kind, s, out=_round(x.channels / 8)), activation="relu")
+    s = stack.add("activation", stack.add(kind, s, out=stack.round(x.channels / 8)), activation="relu")
     s = stack.add(kind, s, out=x.channels)
     s = stack.add("activation", s, activation=str(rng.choice(["sigmoid", "hard_sigmoid"])))
     return stack.add("multiply", x, s, operands=2, broadcast="channels")
@@ -178,23 +184,73 @@ def _separable(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: in
 
 def _dense_block(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
     for _ in range(int(rng.integers(2, 5))):
-        y = stack.conv(x, _round(channels / 4), 3, 1, act)
+        y = stack.conv(x, stack.round(channels / 4), 3, 1, act)
         x = stack.add("concatenate", x, y, operands=2)
     x = stack.conv(x, channels, 1, 1, act)
     return x if stride == 1 else stack.add("avg_pool", x, kernel_size=(2, 2), strides=(2, 2), padding="valid")
 
 
 def _branches(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
-    parts = [stack.conv(x, _round(channels / 4), 1, stride, act)]
-    parts.append(stack.conv(stack.conv(x, _round(channels / 4), 1, 1, act), _round(channels / 2), 3, stride, act))
+    parts = [stack.conv(x, stack.round(channels / 4), 1, stride, act)]
+    parts.append(
+        stack.conv(stack.conv(x, stack.round(channels / 4), 1, 1, act), stack.round(channels / 2), 3, stride, act)
+    )
     pooled = stack.add("max_pool", x, kernel_size=(3, 3), strides=(stride, stride), padding="same")
-    parts.append(stack.conv(pooled, _round(channels / 4), 1, 1, act))
+    parts.append(stack.conv(pooled, stack.round(channels / 4), 1, 1, act))
     return stack.add("concatenate", *parts, operands=3)
 
 
 def _padded(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
     pads = ((0, 1), (0, 1)) if stride == 2 else ((1, 1), (1, 1))
     return stack.conv(stack.add("pad", x, padding=pads), channels, 3, stride, act, "valid")
+
+
+def _expanded(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    """An inverted residual whose expansion and depthwise convolution are one convolution."""
+    y = stack.conv(x, min(x.channels * int(rng.choice([2, 4])), 4 * _MAX_WIDTH), 3, stride, act)
+    y = stack.conv(y, channels, 1, 1, None)
+    return stack.add("add", x, y, operands=2) if stride == 1 and x.channels == channels else y
+
+
+def _normalized(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    """Depthwise, layer norm, two dense layers at each position, layer scale, residual."""
+    if stride == 2 or x.channels != channels:
+        x = stack.add("layer_norm", x)
+        size = (stride, stride)
+        x = stack.add("conv2d", x, out=channels, kernel_size=size, strides=size, padding="valid")
+    y = stack.add("layer_norm", stack.add("depthwise_conv2d", x, kernel_size=(7, 7)))
+    y = stack.add("activation", stack.add("dense", y, out=4 * channels), activation="gelu")
+    y = stack.add("dense", y, out=channels)
+    y = stack.add("multiply", y, broadcast="channels")
+    return stack.add("add", x, y, operands=2)
+
+
+def _cell(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    """Separable convolutions and poolings added in pairs, the sums concatenated."""
+    width = stack.round(channels / 3)
+    x = stack.conv(stack.add("activation", x, activation="relu"), width, 1, 1, None)
+    sums = []
+    for _ in range(3):
+        parts = []
+        for size in (int(rng.choice([3, 5, 7])), 3):
+            y = stack.depthwise(stack.add("activation", x, activation="relu"), size, stride, None)
+            parts.append(stack.conv(y, width, 1, 1, None))
+        if rng.random() < 0.4:
+            kind = str(rng.choice(["max_pool", "avg_pool"]))
+            parts[1] = stack.add(kind, x, kernel_size=(3, 3), strides=(stride, stride), padding="same")
+        sums.append(stack.add("add", *parts, operands=2))
+    return stack.add("concatenate", *sums, operands=3)
+
+
+def _preactivated(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, stride: int, act: str) -> _Tensor:
+    """Batch norm and activation before each convolution, all outputs so far concatenated."""
+    growth = stack.round(channels / 4)
+    for _ in range(int(rng.integers(2, 5))):
+        y = stack.conv(stack.norm(x, act), 4 * growth if rng.random() < 0.5 else growth, 1, 1, act)
+        y = stack.add("conv2d", y, out=growth, kernel_size=(3, 3), use_bias=False)
+        x = stack.add("concatenate", x, y, operands=2)
+    x = stack.add("conv2d", stack.norm(x, act), out=channels, use_bias=False)
+    return x if stride == 1 else stack.add("avg_pool", x, kernel_size=(2, 2), strides=(2, 2), padding="valid")
 
 
 _BLOCKS: dict[str, _Block] = {
@@ -206,9 +262,8 @@ _BLOCKS: dict[str, _Block] = {
     "dense": _dense_block,
     "branches": _branches,
     "padded": _padded,
+    "expanded": _expanded,
+    "normalized": _normalized,
+    "cell": _cell,
+    "preactivated": _preactivated,
 }
-
-
-def _round(channels: float) -> int:
-    """Mostly multiples of 8, as networks have; at least 8, at most 512."""
-    return int(min(max(8 * round(channels / 8), 8), _MAX_WIDTH))

@@ -2,6 +2,7 @@
 
 Format of the file (schema.json has it in full):
     version 1: the first.
+    version 2: predictors read more features, batch and tiles of positions among them; their trees are in preorder.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from latency_lab.profiles.table import LookupTable
 
 Floats = npt.NDArray[np.float64]
 
-VERSION = 1
+VERSION = 2
 MAX_KNOTS = 12
 
 
@@ -79,6 +80,7 @@ class DeviceProfile:
         threads: of the runtime.
         precision: "float32".
         fusions: rules of `profiles.fusions`.
+        layout_block: channels side by side in the runtime's own layout (`profiles.layout`); 1 where it has none.
         tables: static key -> measured points.
         predictors: kind of operation -> what was fitted.
         network: the whole-network correction.
@@ -101,6 +103,7 @@ class DeviceProfile:
     threads: int = 1
     precision: str = "float32"
     fusions: frozenset[str] = frozenset()
+    layout_block: int = 1
     tables: Mapping[str, LookupTable] = field(default_factory=dict)
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
     network: NetworkCorrection = field(default_factory=NetworkCorrection)
@@ -185,6 +188,7 @@ class DeviceProfile:
         cold_extra = predictor.cold_extra_ms(ops)
         at = np.array([[op.in_channels, op.out_channels] for op in ops], np.float64)
         keys = [op.static_key for op in ops]
+        self._find_residuals({key for key in keys if key in self.tables} - set(self._residuals), predictor)
         for key in set(keys) & set(self.tables):
             rows = [i for i, k in enumerate(keys) if k == key]
             hot[rows] *= np.exp(self.tables[key].correction(at[rows], self._residuals[key], predictor.block))
@@ -203,7 +207,7 @@ class DeviceProfile:
             low, high = max(0.0, point.low_ms + extra), point.high_ms + extra
             return OpPrediction(max(point.latency_ms + extra, 0.0), low, high, "measured")
         latency = hot_ms + self.network.cold_share * cold_extra_ms
-        width = float(np.exp(predictor.half_width.get(op.family, predictor.half_width.get("", 0.5))))
+        width = predictor.interval_ratio(op)
         source = "predicted" if table is not None or predictor.inside(op) else "extrapolated"
         return OpPrediction(latency, latency / width, latency * width, source)
 
@@ -215,15 +219,18 @@ class DeviceProfile:
 
     @cached_property
     def _residuals(self) -> dict[str, Floats]:
-        """log(measured / predictor) of each table's points."""
-        found = {}
-        for key, table in self.tables.items():
-            predictor = self.predictors.get(table.op.kind)
-            if predictor is not None:
-                predicted = predictor.latency_ms([table.op.with_channels(*channels) for channels in table.points])
-                measured = np.array([point.latency_ms for point in table.points.values()])
-                found[key] = np.log(measured / predicted)
-        return found
+        """log(measured / predictor) of each table's points, of the tables that were asked for so far."""
+        return {}
+
+    def _find_residuals(self, keys: set[str], predictor: Predictor) -> None:
+        """Fill `_residuals` for these tables of one predictor, in one evaluation of it."""
+        if not keys:
+            return
+        tables = [self.tables[key] for key in sorted(keys)]
+        predicted = predictor.latency_ms([t.op.with_channels(*channels) for t in tables for channels in t.points])
+        measured = np.array([point.latency_ms for table in tables for point in table.points.values()])
+        ends = np.cumsum([len(table.points) for table in tables])[:-1]
+        self._residuals.update(zip(sorted(keys), np.split(np.log(measured / predicted), ends), strict=True))
 
     # ---- file -------------------------------------------------------------------------------------------------
 
@@ -244,6 +251,7 @@ class DeviceProfile:
             "journal": dict(self.journal),
             "roofline": dataclasses.asdict(self.roofline),
             "fusions": sorted(self.fusions),
+            "layout_block": self.layout_block,
             "network": {**dataclasses.asdict(self.network), "residuals": list(self.network.residuals)},
             "steps": [dict(step) for step in self.steps],
             "holdout": {family: dict(errors) for family, errors in self.holdout.items()},
@@ -276,18 +284,19 @@ class DeviceProfile:
             **{name: data[name] for name in same},
             roofline=Roofline(**data["roofline"]),
             fusions=frozenset(data["fusions"]),
+            layout_block=data.get("layout_block", 1),
             tables={table.op.static_key: table for table in tables},
             predictors={kind: Predictor.from_json(kind, fitted) for kind, fitted in data["predictors"].items()},
             network=NetworkCorrection(**{**data["network"], "residuals": tuple(data["network"]["residuals"])}),
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes the profile as JSON, whole or not at all."""
+        """Writes the profile as JSON, whole or not at all; packed where the name ends in ".gz"."""
         files.write_json(path, self.to_json(), indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> DeviceProfile:
-        """Reads a profile from a file.
+        """Reads a profile from a file, packed or not.
 
         Raises:
             FileFormatError: it is missing, not JSON, or no profile; the message says where in it and why.

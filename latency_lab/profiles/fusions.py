@@ -82,7 +82,8 @@ def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:
     """A transpose for each image that the network reads."""
     found: dict[int, Kernel] = {}
     for index, (op, inputs) in enumerate(network.nodes):
-        for i in inputs:
+        images = inputs[:1] if op.broadcast else inputs  # a second operand of one position needs no transpose
+        for i in images:
             if i < 0 and i not in found and op.height * op.width > 1:
                 size = OpConfig(
                     "transpose", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype

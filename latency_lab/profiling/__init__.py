@@ -5,7 +5,7 @@ from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol, Statistic, ratio_interval, statistic
 from latency_lab.profiling.runner import Progress, Worker, profile
 from latency_lab.profiling.tasks import Task, tasks_of
-from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
+from latency_lab.profiling.transport import LocalWorker, WorkerDiedError, worker_command
 
 __all__ = [
     "Doctor",
@@ -22,4 +22,5 @@ __all__ = [
     "ratio_interval",
     "statistic",
     "tasks_of",
+    "worker_command",
 ]

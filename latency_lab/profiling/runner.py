@@ -18,7 +18,7 @@ from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling.environment import conditions, identity
 from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol
-from latency_lab.profiling.tasks import Task, tasks_of
+from latency_lab.profiling.tasks import Task, precision_of, tasks_of
 from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
 
 _log = logging.getLogger(__name__)
@@ -69,13 +69,14 @@ def profile(
 
     Args:
         items: operations, networks or tasks; each key is measured once.
-        runtime: "litert" or "onnxruntime".
+        runtime: one of `runtimes.NAMES`; TensorFlow's may name a device: "tensorflow:GPU:0".
         threads: of the runtime.
         journal: file to append to; a run that was killed goes on from it.
         protocol: rounds and repeats.
         force: go on with a journal of another environment.
         on_progress: called after each block.
-        start_worker: starts a worker; by default a subprocess on this machine.
+        start_worker: starts a worker; by default a subprocess of this Python on this machine. One of another Python,
+            in which the runtime is: `lambda: LocalWorker(runtime, threads, worker_command(python))`.
 
     Returns:
         The journal, with every task measured in every round or failed with its reason.
@@ -89,7 +90,8 @@ def profile(
     start = start_worker or (lambda: LocalWorker(runtime, threads))
     first = start()
     there = {**identity(), **{k: first.hello.get(k) for k in ("package", "version", "worker")}}
-    there |= {"runtime": runtime, "threads": threads, "precision": "float32"}
+    there |= {"runtime": runtime, "threads": threads, "precision": precision_of(tasks)}
+    there |= {k: first.hello[k] for k in ("device", "layout_block") if k in first.hello}
     try:
         book = Journal.resume(journal, there, protocol, force)
     except BaseException:

@@ -57,3 +57,14 @@ def tasks_of(items: Iterable[OpConfig | Network | Task]) -> tuple[Task, ...]:
     if not found:
         raise UsageError("There is nothing to measure: the list of operations is empty.")
     return tuple(found.values())
+
+
+def precision_of(tasks: Iterable[Task]) -> str:
+    """What a profile of these tasks is of: "int8" where any operation is (its edges may be float32), else their type.
+
+    Example:
+        >>> precision_of([Task(Network.of(OpConfig("dense", dtype="int8")))])
+        'int8'
+    """
+    found = {op.dtype for task in tasks for op, _ in task.network.nodes}
+    return "int8" if "int8" in found else "/".join(sorted(found))

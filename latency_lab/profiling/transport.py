@@ -5,20 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from latency_lab.errors import MissingRuntimeError, UsageError
 from latency_lab.runtimes import worker
 
 BLOCK_TIMEOUT_S = 300.0
-EXTRAS = {"onnxruntime": "onnx"}
+EXTRAS = {"onnxruntime": "onnx", "tensorflow": "keras", "tensorflow-xla": "keras"}
 """Where the extra is not named like the runtime."""
+
+
+def worker_command(python: str | Path) -> tuple[str, str]:
+    """What starts a worker under a Python of another environment: one that has the runtime and numpy, 3.9 or newer.
+
+    Raises:
+        UsageError: there is no such program.
+    """
+    found = shutil.which(str(python))
+    if found is None:
+        raise UsageError(
+            f"There is no Python {str(python)!r}. Expected the path of one that has the runtime and numpy."
+        )
+    return found, worker.__file__
 
 
 class WorkerDiedError(Exception):
@@ -38,7 +54,7 @@ class LocalWorker:
     """
 
     def __init__(self, runtime: str, threads: int, command: Sequence[str] | None = None) -> None:
-        command = command or (sys.executable, worker.__file__)
+        command = command or worker_command(sys.executable)
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 closed in close()
         self._process = subprocess.Popen(
             [*command, "--runtime", runtime, "--threads", str(threads)],
@@ -49,10 +65,12 @@ class LocalWorker:
         try:
             self.hello = self._answer()
         except WorkerDiedError as error:
-            extra = EXTRAS.get(runtime, runtime)
+            self.close()
+            extra = EXTRAS.get(runtime.partition(":")[0], runtime)
             if "ModuleNotFoundError" in str(error):
+                where = f" for {command[0]}" if command[0] != sys.executable else ""
                 raise MissingRuntimeError(
-                    f"The runtime {runtime!r} is not installed. Run: pip install 'latency-lab[{extra}]'"
+                    f"The runtime {runtime!r} is not installed{where}. Run: pip install 'latency-lab[{extra}]'"
                 ) from error
             raise UsageError(f"The worker of {runtime!r} does not start: {error}") from error
 

@@ -31,7 +31,7 @@ def describe(profile: DeviceProfile) -> str:
         "protocol": ", ".join(f"{k} {v}" for k, v in profile.protocol.items()),
         "fusions": ", ".join(sorted(profile.fusions)),
         "network": _network(profile),
-        "taken on": ", ".join(f"{k} {v}" for k, v in profile.environment.items() if isinstance(v, str | int | float)),
+        **_origin(profile),
     }
     lines += [f"  {name.ljust(8)}  {text}" for name, text in facts.items() if text]
     for title, part in (
@@ -41,6 +41,15 @@ def describe(profile: DeviceProfile) -> str:
         if part:
             lines += ["", f"{title}:", *(f"  {line}" for line in part.splitlines())]
     return "\n".join(lines)
+
+
+def _origin(profile: DeviceProfile) -> dict[str, str]:
+    """Where the numbers are from: a datasheet's facts line by line, a machine's in one."""
+    known = {k: str(v) for k, v in profile.environment.items() if isinstance(v, str | int | float)}
+    if profile.kind != "analytic":
+        return {"taken on": ", ".join(f"{k} {v}" for k, v in known.items())}
+    titles = {"device": "device", "precision_of_peak": "peak is", "source": "source", "note": "note"}
+    return {title: known.get(key, "") for key, title in titles.items()}
 
 
 def _measured(profile: DeviceProfile) -> str:

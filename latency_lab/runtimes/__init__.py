@@ -12,10 +12,13 @@ from latency_lab.errors import UsageError
 from latency_lab.runtimes.base import Runtime
 from latency_lab.runtimes.litert import LiteRT
 from latency_lab.runtimes.onnxruntime import OnnxRuntime
+from latency_lab.runtimes.tensorflow_ import TensorFlow
 
 __all__ = ["NAMES", "Runtime", "get"]
 
-_RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (LiteRT(), OnnxRuntime())}
+_RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime for runtime in (LiteRT(), OnnxRuntime(), TensorFlow(), TensorFlow(xla=True))
+}
 
 NAMES: tuple[str, ...] = tuple(sorted(_RUNTIMES))
 """Names of the runtimes that there are."""
@@ -25,7 +28,7 @@ def get(name: str) -> Runtime:
     """The runtime of this name. Takes no framework: that is imported when a model is built.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`; TensorFlow's with ":" and a device, where it is not to be the CPU: "tensorflow:GPU:0".
 
     Raises:
         UsageError: there is no such runtime.
@@ -37,7 +40,11 @@ def get(name: str) -> Runtime:
     """
     if name in _RUNTIMES:
         return _RUNTIMES[name]
-    near = difflib.get_close_matches(name, NAMES, n=1)
+    kind, _, device = name.partition(":")
+    found = _RUNTIMES.get(kind)
+    if device and isinstance(found, TensorFlow):
+        return found.on(device)
+    near = difflib.get_close_matches(kind, NAMES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     expected = f"Expected one of {list(NAMES)}. Received: runtime={name!r}"
     raise UsageError(f"Invalid value for argument `runtime`. {expected}.{hint}")

@@ -11,15 +11,27 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.errors import UnsupportedOpError, UsageError
-from latency_lab.ops import GLOBAL_POOLS, WINDOWED, Network, OpConfig
+from latency_lab.ops import BINARY, GLOBAL_POOLS, REORDERS, RESIZES, WINDOWED, Network, OpConfig
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.float32]
 
-_IMAGE_KINDS = WINDOWED | GLOBAL_POOLS | {"pad", "flatten", "transpose"}
+_IMAGE_KINDS = (
+    WINDOWED
+    | GLOBAL_POOLS
+    | RESIZES
+    | REORDERS
+    | {"conv2d_transpose", "pad", "flatten", "transpose", "channel_shuffle", "local_response_norm"}
+)
 """Kinds that read (batch, height, width, channels), even where height and width are 1."""
 INPUT_TRANSPOSE = "input+transpose"
 """The runtime works channels first: each image that comes in is transposed."""
+NORM_EPSILON = 1e-3
+"""What the builders add to the variance of a layer_norm or group_norm: Keras' default."""
+LEAKY_SLOPE = 0.2
+"""Of Keras' leaky_relu activation."""
+RESPONSE_SIZE, RESPONSE_ALPHA, RESPONSE_BETA, RESPONSE_BIAS = 5, 1e-4, 0.75, 1.0
+"""A local_response_norm over this many channels: x / (bias + alpha / size * sum of squares) ** beta (AlexNet's)."""
 _RANDOM_COUNT = 65521
 """Numbers in the random buffer that all weights are cut from: a prime, so that rows of a kernel are not alike."""
 
@@ -39,12 +51,16 @@ class Runtime(Protocol):
 
     @property
     def conversion_fusions(self) -> frozenset[str]:
-        """Merges that are done before the runtime sees the model: "first+second", each a kind or an activation."""
+        """Merges that are done before the runtime sees a float32 model: "first+second", each a kind or an activation."""
         ...
 
     @property
     def expected_fusions(self) -> frozenset[str]:
-        """Merges that the runtime is known to do on loading a model. Where they can be measured, that decides."""
+        """Merges that the runtime is known to do on loading one. Where they can be measured, that decides."""
+        ...
+
+    def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
+        """The same two of models of a precision."""
         ...
 
     @property
@@ -69,6 +85,8 @@ class Runtime(Protocol):
 @dataclass(frozen=True, slots=True)
 class Shapes:
     """Shapes of a network's tensors, channels last: (batch, height, width, channels) or (batch, channels).
+
+    With a depth, that of a conv3d and of what follows it, (batch, depth, height, width, channels).
 
     Attributes:
         inputs: of network input -1, -2, ...
@@ -119,7 +137,7 @@ def tensor_shapes(network: Network) -> Shapes:
         output = _output_shape(network, i, image)
         for source, shape in zip(sources, _operand_shapes(op, sources, outputs, image), strict=True):
             found = outputs[source] if source >= 0 else inputs.setdefault(source, shape)
-            if found != shape and not (op.broadcast and found == (op.batch, op.in_channels)):
+            if found != shape and not (op.broadcast and _fits_broadcast(op, found)):
                 raise UsageError(f"Node {i} ({op.key}) reads a tensor of shape {shape}. Received: {found}")
         outputs.append(output)
     names = range(-1, -1 - len(inputs), -1)
@@ -128,21 +146,34 @@ def tensor_shapes(network: Network) -> Shapes:
     return Shapes(tuple(inputs[name] for name in names), tuple(outputs))
 
 
+def _fits_broadcast(op: OpConfig, found: Shape) -> bool:
+    """Whether the second operand of a broadcast may have this shape as well: the runtimes bring it into form."""
+    if op.broadcast == "scalar":
+        return math.prod(found) == 1
+    return op.broadcast == "channels" and found == (op.batch, op.in_channels)
+
+
 def _reads_image(network: Network, i: int, outputs: list[Shape]) -> bool:
     """Whether the first operand of node i is (batch, height, width, channels)."""
     op, sources = network.nodes[i]
-    if op.kind in _IMAGE_KINDS or op.broadcast or op.height * op.width > 1:
+    if _needs_image(op) or op.depth * op.height * op.width > 1:
         return True
     if op.kind == "dense":
         return False
     known = [len(outputs[source]) for source in sources if source >= 0]
-    return max(known) == 4 if known else _feeds_image(network, i)
+    return max(known) >= 4 if known else op.kind != "reshape" and _feeds_image(network, i)
+
+
+def _needs_image(op: OpConfig) -> bool:
+    """Whether the operation reads an image even of one position."""
+    return op.kind in _IMAGE_KINDS or (op.operands > 1 and op.broadcast in {"channels", "positions"})
 
 
 def _feeds_image(network: Network, i: int) -> bool:
     """Whether an operation that reads node i wants an image of it."""
-    readers = [(j, op) for j, (op, sources) in enumerate(network.nodes) if i in sources and op.kind != "dense"]
-    return any(op.kind in _IMAGE_KINDS or op.broadcast or _feeds_image(network, j) for j, op in readers)
+    shaped = {"dense", "reshape"}  # they read any shape and make their own
+    readers = [(j, op) for j, (op, sources) in enumerate(network.nodes) if i in sources and op.kind not in shaped]
+    return any(_needs_image(op) or _feeds_image(network, j) for j, op in readers)
 
 
 def _output_shape(network: Network, i: int, image: bool) -> Shape:
@@ -151,22 +182,38 @@ def _output_shape(network: Network, i: int, image: bool) -> Shape:
         return (op.batch, op.in_channels, op.height, op.width)
     if op.kind in GLOBAL_POOLS:
         image = _feeds_image(network, i)
+    if op.kind == "reshape":
+        image = op.output_height * op.output_width > 1 or _feeds_image(network, i)
     if op.kind == "flatten" or not image:
         return (op.batch, op.out_channels)
-    return (op.batch, op.output_height, op.output_width, op.out_channels)
+    return (*_output_space(op), op.out_channels)
+
+
+def _has_depth(op: OpConfig) -> bool:
+    return op.kind == "conv3d" or op.depth > 1
+
+
+def _input_space(op: OpConfig) -> Shape:
+    return (op.batch, *([op.depth] if _has_depth(op) else []), op.height, op.width)
+
+
+def _output_space(op: OpConfig) -> Shape:
+    depth = 1 if op.kind in GLOBAL_POOLS else op.output_depth
+    return (op.batch, *([depth] if _has_depth(op) else []), op.output_height, op.output_width)
 
 
 def _operand_shapes(op: OpConfig, sources: tuple[int, ...], outputs: list[Shape], image: bool) -> list[Shape]:
-    space = (op.batch, op.height, op.width) if image else (op.batch,)
+    space = _input_space(op) if image else (op.batch,)
     channels = [op.in_channels] * op.operands
     if op.kind == "concatenate":
         channels = _concatenated(op, [outputs[source][-1] if source >= 0 else None for source in sources])
     shapes: list[Shape] = [(*space, count) for count in channels]
-    if op.broadcast:
-        shapes[1] = (op.batch, 1, 1, op.in_channels)
+    if op.broadcast and op.operands > 1:
+        ones = (1,) * (len(space) - 1)
+        forms = {"channels": (op.batch, *ones, op.in_channels), "positions": (*space, 1), "scalar": (1, *ones, 1)}
+        shapes[1] = forms[op.broadcast]
     if op.residual:
-        space = (op.batch, op.output_height, op.output_width) if image else (op.batch,)
-        shapes.append((*space, op.out_channels))
+        shapes.append((*(_output_space(op) if image else (op.batch,)), op.out_channels))
     return shapes
 
 
@@ -189,21 +236,42 @@ def kernel(op: OpConfig, index: int) -> Array:
     The same for the same operation and index, whatever the runtime.
 
     Args:
-        op: of kind conv2d, depthwise_conv2d or dense.
+        op: of a kind in `ops.KERNELED`.
         index: of the node in its network.
 
     Returns:
-        conv2d: [out_channels, rows, columns, in_channels / groups]; depthwise_conv2d: [rows, columns, out_channels];
-        dense: [out_channels, in_channels].
+        conv2d, conv2d_transpose: [out_channels, rows, columns, in_channels / groups];
+        conv3d: [out_channels, depth, rows, columns, in_channels / groups];
+        depthwise_conv2d: [rows, columns, out_channels]; dense: [out_channels, in_channels].
     """
+    return _cut(_kernel_shape(op), index, _kernel_scale(op))
+
+
+def int8_kernel(op: OpConfig, index: int) -> tuple[npt.NDArray[np.int8], float]:
+    """The kernel of an operation in 8 bits, and what one step is worth: symmetric, from -127 to 127.
+
+    Args:
+        op, index, shape of the result: as of `kernel`.
+    """
+    integers, step = _random_int8()
+    return np.resize(integers[_start(index) :], _kernel_shape(op)), step * _kernel_scale(op)
+
+
+def _kernel_shape(op: OpConfig) -> Shape:
     rows, columns = op.kernel_size
-    shape: Shape = (op.out_channels, op.in_channels)
-    if op.kind == "conv2d":
-        shape = (op.out_channels, rows, columns, op.in_channels // op.groups)
-    elif op.kind == "depthwise_conv2d":
-        shape = (rows, columns, op.out_channels)
+    shapes: dict[str, Shape] = {
+        "conv2d": (op.out_channels, rows, columns, op.in_channels // op.groups),
+        "conv2d_transpose": (op.out_channels, rows, columns, op.in_channels // op.groups),
+        "conv3d": (op.out_channels, op.kernel_depth, rows, columns, op.in_channels // op.groups),
+        "depthwise_conv2d": (rows, columns, op.out_channels),
+        "dense": (op.out_channels, op.in_channels),
+    }
+    return shapes[op.kind]
+
+
+def _kernel_scale(op: OpConfig) -> float:
     fan_in = op.in_channels if op.kind == "dense" else op.weight_count // op.out_channels - op.use_bias
-    return _cut(shape, index, 1 / math.sqrt(fan_in))
+    return 1 / math.sqrt(fan_in)
 
 
 def bias(op: OpConfig, index: int) -> Array:
@@ -214,8 +282,32 @@ def bias(op: OpConfig, index: int) -> Array:
 
 
 def scale(op: OpConfig, index: int) -> Array:
-    """What a batch norm multiplies by at inference [out_channels]: 0.5 to 1.5, mostly."""
+    """What a batch, layer or group norm multiplies by at inference [out_channels]: 0.5 to 1.5, mostly."""
     return 1 + _cut((op.out_channels,), index + 104729, 0.25)
+
+
+def slopes(op: OpConfig, index: int) -> Array:
+    """Slopes of a prelu [out_channels]: 0 to 0.5, mostly."""
+    return np.float32(0.25) + _cut((op.out_channels,), index + 15485, 0.1)
+
+
+def operand(op: OpConfig, index: int) -> Array:
+    """The constant second operand of a binary operation with one operand: positive, about 1.
+
+    Returns:
+        by `op.broadcast`: "" [height, width, channels] (or [channels] of one position), "channels" [channels],
+        "positions" [height, width, 1], "scalar" [].
+    """
+    if op.kind not in BINARY:
+        raise UsageError(f"Only {sorted(BINARY)} have a second operand. Received: {op.key!r}")
+    space: Shape = _input_space(op)[1:] if op.depth * op.height * op.width > 1 else ()
+    shapes: dict[str, Shape] = {
+        "": (*space, op.in_channels),
+        "channels": (op.in_channels,),
+        "positions": (*space, 1),
+        "scalar": (),
+    }
+    return np.maximum(1 + _cut(shapes[op.broadcast], index + 27644, 0.25), np.float32(0.1))
 
 
 @functools.cache
@@ -225,6 +317,16 @@ def _random() -> Array:
     return numbers
 
 
+@functools.cache
+def _random_int8() -> tuple[npt.NDArray[np.int8], float]:
+    """The random numbers in 8 bits, and what one step is worth."""
+    step = float(np.abs(_random()).max()) / 127
+    return np.rint(_random() / step).astype(np.int8), step
+
+
+def _start(index: int) -> int:
+    return index * 1009 % (_RANDOM_COUNT // 2)
+
+
 def _cut(shape: Shape, index: int, factor: float) -> Array:
-    start = index * 1009 % (_RANDOM_COUNT // 2)
-    return np.resize(_random()[start:] * np.float32(factor), shape)
+    return np.resize(_random()[_start(index) :] * np.float32(factor), shape)

@@ -1,39 +1,38 @@
-"""LiteRT (TFLite): flatbuffers as the TensorFlow converter writes them, channels last, float32."""
+"""LiteRT (TFLite): flatbuffers as the TensorFlow converter writes them, channels last, float32 and int8."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
-from latency_lab.ops import Network, OpConfig
+from latency_lab.ops import BINARY, CASTS, GLOBAL_POOLS, POOLS, REORDERS, Network, OpConfig
 from latency_lab.runtimes import base
 
 if TYPE_CHECKING:
-    from latency_lab.runtimes._tflite import Writer
+    from latency_lab.runtimes._tflite import Quantisation, Writer
 
 _FUSABLE = frozenset({"relu", "relu6"})
-_FUSING = ("conv2d", "depthwise_conv2d", "dense", "add", "multiply", "batch_norm", "max_pool", "avg_pool")
-"""Kinds that the converter fuses ReLU and ReLU6 into. Seen not to: concatenate, pad, global_avg_pool."""
-_BINARY = {"add": ("ADD", "Add"), "multiply": ("MUL", "Mul")}
-_SIMPLE_ACTIVATIONS = {
-    "relu": "RELU",
-    "relu6": "RELU6",
-    "sigmoid": "LOGISTIC",
-    "tanh": "TANH",
-    "hard_swish": "HARD_SWISH",
-    "elu": "ELU",
-    "exponential": "EXP",
-}
-_LEAKY_SLOPE = 0.2
-"""Of Keras' leaky_relu activation."""
+_FUSING = frozenset(
+    {"conv2d", "depthwise_conv2d", "conv2d_transpose", "conv3d", "dense", "add", "subtract", "multiply", "divide"}
+    | {"batch_norm", "layer_norm", "max_pool", "avg_pool"}
+)
+"""Kinds that the converter fuses ReLU and ReLU6 into. Seen not to: concatenate, pad, global_avg_pool, maximum,
+minimum, squared_difference, group_norm."""
+_FUSING_BY_BIAS = frozenset({"conv2d_transpose", "conv3d"})
+"""Kinds that fuse only where they have a bias."""
+_WITH_DEPTH = frozenset({"conv3d", "activation", "batch_norm", "softmax", "concatenate"}) | BINARY | GLOBAL_POOLS
+"""Kinds that are written over three axes of positions."""
+_READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
+"""Activations whose int8 kernels refuse negative numbers."""
 
 
 class LiteRT:
     """Builds .tflite files.
 
-    Each node's last tensor is named "op{i}", those before it "op{i}_...".
+    Each node's last tensor is named "op{i}", those before it "op{i}_...". An operation of dtype "int8" is written as
+    post-training quantisation writes it, inputs and outputs of the file int8 too; where TFLite has no int8 kernel
+    (conv3d, local_response_norm, elu, square, negative), as floats between a DEQUANTIZE and a QUANTIZE.
 
     Example:
         >>> from latency_lab import runtimes
@@ -47,11 +46,15 @@ class LiteRT:
     suffix = ".tflite"
     times_kernels = False
     conversion_fusions = frozenset(
-        [f"{kind}+batch_norm" for kind in ("conv2d", "depthwise_conv2d", "dense")]
-        + [f"{kind}+{activation}" for kind in _FUSING for activation in sorted(_FUSABLE)]
+        [f"{kind}+batch_norm" for kind in ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")]
+        + [f"{kind}+{activation}" for kind in sorted(_FUSING) for activation in sorted(_FUSABLE)]
         + ["pad+conv2d", "pad+depthwise_conv2d"]  # a pad that is not what "same" comes to is in the merged model
     )
     expected_fusions: frozenset[str] = frozenset()
+
+    def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Merges before and on loading of models of this precision: the converter does the same for all."""
+        return self.conversion_fusions, self.expected_fusions
 
     def build(self, network: Network) -> bytes:
         """Bytes of a .tflite file of this network: inputs and outputs channels last, in the network's order.
@@ -68,164 +71,104 @@ class LiteRT:
         except ModuleNotFoundError as error:
             raise missing(error, "A TFLite file") or error from error
         writer = Writer()
-        inputs = [writer.tensor(f"input{k}", shape) for k, shape in enumerate(shapes.inputs)]
+        inputs = [
+            writer.tensor(f"input{k}", shape, _input_quantisation(network, -1 - k))
+            for k, shape in enumerate(shapes.inputs)
+        ]
         outputs: list[int] = []
         for i, (op, sources) in enumerate(network.nodes):
             operands = [outputs[source] if source >= 0 else inputs[-1 - source] for source in sources]
-            ranks = [len(shapes.of(source)) for source in sources]
-            node = _Node(writer, op, i, shapes.outputs[i], ranks)
-            outputs.append(node.emit(operands))
+            outputs.append(_emit(writer, op, i, shapes.outputs[i], operands))
             writer.rename(outputs[-1], f"op{i}")
         return writer.to_bytes(inputs, [outputs[i] for i in network.outputs])
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        if op.dtype != "float32":
-            return f"only float32 models are built, this is {op.dtype}."
-        if op.kind in {"max_pool", "avg_pool"} and isinstance(op.padding, tuple) and any(map(any, op.padding)):
-            return "TFLite pools pad as 'same' or 'valid', not by given counts."
-        if op.kind == "depthwise_conv2d" and op.dilation != (1, 1) and op.strides != (1, 1):
-            return "TFLite has no depthwise convolution that is strided and dilated."
+        return _reason_of_type(op) or _reason_of_kind(op) or _reason_of_geometry(op)
+
+
+def _emit(writer: Writer, op: OpConfig, index: int, shape: base.Shape, operands: list[int]) -> int:
+    """Write the operators of a node; its output tensor."""
+    from latency_lab.runtimes import _tflite_arithmetic, _tflite_kernels, _tflite_moves  # noqa: F401 (they register)
+    from latency_lab.runtimes._tflite_activations import activation
+    from latency_lab.runtimes._tflite_node import KINDS, Node
+
+    for operand in operands:
+        if (writer.quantisation(operand) is not None) != _reads_int8(op):
+            raise UsageError(
+                f"Node {index} ({op.key}) reads {'int8' if _reads_int8(op) else 'float32'}, its operand is of the "
+                "other type. Put a quantize or dequantize operation between the two."
+            )
+    node = Node(writer, op, index, shape)
+    if op.kind == "activation":
+        return activation(node, operands[0], str(op.activation))
+    residual = operands.pop() if op.residual else None
+    fused = op.activation if _fuses(op) else None
+    output = KINDS[op.kind](node, operands, None if op.residual else fused)
+    if residual is not None:
+        output = node.operator("ADD", [output, residual], "Add", activation=fused)
+    return output if fused == op.activation else activation(node, output, str(op.activation))
+
+
+def _fuses(op: OpConfig) -> bool:
+    """Whether the activation of an operation is fused into its last operator."""
+    if op.activation not in _FUSABLE or op.kind not in _FUSING:
+        return False
+    return op.residual or op.use_bias or op.kind not in _FUSING_BY_BIAS
+
+
+def _reads_int8(op: OpConfig) -> bool:
+    return op.dtype == "int8" and op.kind != "quantize"
+
+
+def _input_quantisation(network: Network, index: int) -> Quantisation | None:
+    """What the integers of a network input stand for; None of floats."""
+    from latency_lab.runtimes._tflite_node import ACTIVATION, POSITIVE
+
+    readers = [op for op, sources in network.nodes if index in sources]
+    if not _reads_int8(readers[0]):
         return None
+    positive = any(op.kind == "activation" and op.activation in _READS_POSITIVE for op in readers)
+    return POSITIVE if positive else ACTIVATION
 
 
-class _Node:
-    """One node of the network while it is written."""
-
-    def __init__(self, writer: Writer, op: OpConfig, index: int, shape: base.Shape, operand_ranks: list[int]) -> None:
-        self._writer = writer
-        self._op = op
-        self._index = index
-        self._shape = shape
-        self._operand_ranks = operand_ranks
-
-    def emit(self, operands: list[int]) -> int:
-        """Write the operators of this node; its output tensor."""
-        op = self._op
-        fused = op.activation if op.activation in _FUSABLE and op.kind in _FUSING else None
-        if op.kind == "activation":
-            return self._activation(operands[0], op.activation)
-        residual = operands.pop() if op.residual else None
-        output = getattr(self, f"_{_METHODS.get(op.kind, op.kind)}")(operands, None if op.residual else fused)
-        if residual is not None:
-            output = self._operator("ADD", [output, residual], "Add", activation=fused)
-        return output if fused == op.activation else self._activation(output, op.activation)
-
-    # ---- kinds ------------------------------------------------------------------------------------------------
-
-    def _conv2d(self, operands: list[int], fused: str | None) -> int:
-        data, padding = self._padded(operands[0])
-        kernel, bias = self._constant("kernel", base.kernel(self._op, self._index)), self._bias()
-        window = {**self._window(), "padding": padding}
-        return self._operator("CONV_2D", [data, kernel, bias], "Conv2D", activation=fused, **window)
-
-    def _depthwise_conv2d(self, operands: list[int], fused: str | None) -> int:
-        op = self._op
-        data, padding = self._padded(operands[0])
-        kernel, bias = self._constant("kernel", base.kernel(op, self._index)[None]), self._bias()
-        window = {**self._window(), "padding": padding, "depthMultiplier": op.out_channels // op.in_channels}
-        return self._operator("DEPTHWISE_CONV_2D", [data, kernel, bias], "DepthwiseConv2D", activation=fused, **window)
-
-    def _dense(self, operands: list[int], fused: str | None) -> int:
-        kernel = self._constant("kernel", base.kernel(self._op, self._index))
-        bias = self._bias() if self._op.use_bias else -1
-        return self._operator("FULLY_CONNECTED", [operands[0], kernel, bias], "FullyConnected", activation=fused)
-
-    def _binary(self, operands: list[int], fused: str | None) -> int:
-        code, options = _BINARY[self._op.kind]
-        output, *others = operands
-        if self._op.broadcast and self._operand_ranks[1] == 2 and self._op.batch > 1:
-            others = [self._reshape(others[0], (self._op.batch, 1, 1, self._op.in_channels))]
-        for k, other in enumerate(others):
-            output = self._operator(code, [output, other], options, activation=fused if k == len(others) - 1 else None)
-        return output
-
-    def _concatenate(self, operands: list[int], _fused: str | None) -> int:
-        return self._operator("CONCATENATION", operands, "Concatenation", axis=-1)
-
-    def _batch_norm(self, operands: list[int], fused: str | None) -> int:
-        scale = self._constant("scale", base.scale(self._op, self._index))
-        scaled = self._operator("MUL", [operands[0], scale], "Mul")
-        return self._operator("ADD", [scaled, self._bias()], "Add", activation=fused)
-
-    def _pool(self, operands: list[int], fused: str | None) -> int:
-        op = self._op
-        code = "MAX_POOL_2D" if op.kind == "max_pool" else "AVERAGE_POOL_2D"
-        window = {"strideH": op.strides[0], "strideW": op.strides[1], "padding": int(op.padding != "same")}
-        window |= {"filterHeight": op.kernel_size[0], "filterWidth": op.kernel_size[1]}
-        return self._operator(code, operands, "Pool2D", activation=fused, **window)
-
-    def _global_pool(self, operands: list[int], _fused: str | None) -> int:
-        code = "MEAN" if self._op.kind == "global_avg_pool" else "REDUCE_MAX"
-        axes = self._constant("axes", [1, 2])
-        return self._operator(code, [operands[0], axes], "Reducer", keepDims=len(self._shape) == 4)
-
-    def _softmax(self, operands: list[int], _fused: str | None) -> int:
-        return self._operator("SOFTMAX", operands, "Softmax", beta=1.0)
-
-    def _pad(self, operands: list[int], _fused: str | None) -> int:
-        return self._pad_by(operands[0])
-
-    def _flatten(self, operands: list[int], _fused: str | None) -> int:
-        return self._reshape(operands[0], self._shape)
-
-    def _transpose(self, operands: list[int], _fused: str | None) -> int:
-        return self._operator("TRANSPOSE", [operands[0], self._constant("permutation", [0, 3, 1, 2])], "Transpose")
-
-    def _activation(self, data: int, activation: str | None) -> int:
-        if activation is None:
-            raise UsageError(f"An activation operation names what it does. Received: {self._op!r}")
-        if activation == "silu":
-            return self._operator("MUL", [data, self._operator("LOGISTIC", [data])], "Mul")
-        if activation == "hard_sigmoid":
-            shifted = self._operator("ADD", [data, self._constant("three", 3.0)], "Add", activation="relu6")
-            return self._operator("MUL", [shifted, self._constant("sixth", 1 / 6)], "Mul")
-        if activation == "gelu":
-            return self._operator("GELU", [data], "Gelu")
-        if activation == "leaky_relu":
-            return self._operator("LEAKY_RELU", [data], "LeakyRelu", alpha=_LEAKY_SLOPE)
-        return self._operator(_SIMPLE_ACTIVATIONS[activation], [data])
-
-    # ---- parts ------------------------------------------------------------------------------------------------
-
-    def _operator(self, code: str, inputs: list[int], options: str = "", **fields: object) -> int:
-        return self._writer.operator(code, inputs, f"op{self._index}_{code.lower()}", self._shape, options, **fields)
-
-    def _constant(self, name: str, values: object) -> int:
-        return self._writer.constant(f"op{self._index}_{name}", values)  # type: ignore[arg-type]
-
-    def _bias(self) -> int:
-        return self._constant("bias", base.bias(self._op, self._index))
-
-    def _window(self) -> dict[str, int]:
-        (rows, columns), dilation = self._op.strides, self._op.dilation
-        return {"strideH": rows, "strideW": columns, "dilationHFactor": dilation[0], "dilationWFactor": dilation[1]}
-
-    def _padded(self, data: int) -> tuple[int, int]:
-        """Input of a conv and its padding code (0 same, 1 valid). Given counts are an operator of their own, unless
-        they are what "same" comes to: the converter sees that."""
-        op = self._op
-        if op.padding == "same" or op.pads == dataclasses.replace(op, padding="same").pads:
-            return data, 0
-        return (self._pad_by(data) if any(map(any, op.pads)) else data), 1
-
-    def _pad_by(self, data: int) -> int:
-        op = self._op
-        (top, bottom), (left, right) = op.pads
-        counts = self._constant("pads", [[0, 0], [top, bottom], [left, right], [0, 0]])
-        shape = (op.batch, op.height + top + bottom, op.width + left + right, op.in_channels)
-        return self._writer.operator("PAD", [data, counts], f"op{self._index}_pad", shape, "Pad")
-
-    def _reshape(self, data: int, shape: base.Shape) -> int:
-        name, counts = f"op{self._index}_reshape", self._constant("shape", list(shape))
-        return self._writer.operator("RESHAPE", [data, counts], name, shape, "Reshape", newShape=list(shape))
+# ---- what cannot be built -----------------------------------------------------------------------------------------
 
 
-_METHODS = {
-    "add": "binary",
-    "multiply": "binary",
-    "max_pool": "pool",
-    "avg_pool": "pool",
-    "global_avg_pool": "global_pool",
-    "global_max_pool": "global_pool",
-}
+def _reason_of_type(op: OpConfig) -> str | None:
+    if op.dtype == "float16":
+        return "TFLite folds float16 weights to float32 on a CPU; float32 and int8 models are built, this is float16."
+    if op.dtype not in {"float32", "int8"}:
+        return f"only float32 and int8 models are built, this is {op.dtype}."
+    if op.kind in CASTS and op.dtype != "int8":
+        return f"a {op.kind} operation is of dtype 'int8', this is {op.dtype}."
+    return None
+
+
+def _reason_of_kind(op: OpConfig) -> str | None:
+    if op.kind in REORDERS:
+        return "LiteRT keeps channels last throughout: there is no operator that reorders them."
+    if op.activation == "erf":
+        return "TFLite has no operator for erf; a GELU is one operator of its own."
+    if op.kind == "activation" and op.activation is None:
+        return "an activation operation names what it does."
+    if op.kind == "divide" and op.operands > 1 and op.dtype == "int8":
+        return "TFLite's int8 DIV refuses to run where the divisor has a 0, as made-up numbers have."
+    if op.depth > 1 and op.kind not in _WITH_DEPTH:
+        return f"{op.kind} is not written over three axes of positions."
+    return None
+
+
+def _reason_of_geometry(op: OpConfig) -> str | None:
+    explicit = isinstance(op.padding, tuple) and any(map(any, op.padding))
+    if explicit and op.kind in POOLS | {"conv3d"}:
+        return f"TFLite pads a {op.kind} as 'same' or 'valid', not by given counts."
+    if op.kind == "depthwise_conv2d" and op.dilation != (1, 1) and op.strides != (1, 1):
+        return "TFLite has no depthwise convolution that is strided and dilated."
+    if op.kind == "conv2d_transpose" and op.dilation != (1, 1):
+        return "TFLite has no transposed convolution that is dilated."
+    if op.kind in {"conv2d_transpose", "conv3d"} and op.groups > 1:
+        return f"TFLite has no {op.kind} of groups of channels."
+    if op.kind in {"group_norm", "channel_shuffle"} and op.in_channels % op.groups:
+        return f"{op.in_channels} channels cannot be shared out to {op.groups} groups."
+    return None

@@ -1,30 +1,24 @@
-"""ONNX Runtime: graphs as `keras.Model.export(format="onnx")` writes them, float32, channels first inside."""
+"""ONNX Runtime: graphs as `keras.Model.export(format="onnx")` writes them, float32 or 8-bit, channels first inside."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
-
 from latency_lab.extras import missing
-from latency_lab.ops import CONVS, Network, OpConfig
+from latency_lab.ops import CASTS, REORDERS, Network, OpConfig
 from latency_lab.runtimes import base
-from latency_lab.runtimes._onnx_ops import Node
 from latency_lab.runtimes.base import INPUT_TRANSPOSE
 
-if TYPE_CHECKING:
-    from latency_lab.runtimes._onnx import Writer
-
-_TO_CHANNELS_FIRST = (0, 3, 1, 2)
-_TO_CHANNELS_LAST = (0, 2, 3, 1)
+_REORDER_STEP = 4
+"""Only images of a multiple of this many channels are reordered."""
+_CONVS = ("conv2d", "depthwise_conv2d")
 
 
 class OnnxRuntime:
     """Builds .onnx files.
 
-    **Layout.** The model of a lone operation takes and gives images channels first. A network of several takes and
-    gives them channels last, with a Transpose at each such input and output, as an exported Keras model does. (A
-    "transpose" operation takes channels last in both.)
+    **Layout.** The model of a lone float32 operation takes and gives images channels first; a "transpose" takes them
+    channels last, and so do the kinds in `_onnx_graph.CHANNELS_LAST`, which give them so too. A network of several,
+    and a lone 8-bit operation, takes and gives images channels last, with a Transpose at each input and output that
+    something reads or makes channels first, as an exported Keras model does.
 
     **Names.** A node's operators are "op{i}" and "op{i}_...". What is in the graph only to put the operation into its
     surroundings is "context_...": the transposes above, and, in the model of a lone operation whose kernels depend on
@@ -33,9 +27,17 @@ class OnnxRuntime:
     flatten (the Transpose before it is then part of the reorder). Such an input is (batch, 1, height, width), not
     negative, and each channel that the operation reads is equal to it.
 
-    **Kernel times.** In a profile of the session, an operation's time is the sum of `dur` over events that end in
-    "_kernel_time", whose op_name is neither ReorderInput nor ReorderOutput, and whose name does not hold "context".
-    Merged and blocked nodes are named after the tensor that they make ("op0_relu_nchwc"), so both prefixes survive.
+    **After it.** A lone operation is followed by "context_end", which changes nothing: in a profile, an operation ends
+    where the next kernel begins. It reads a chain of small "context_reference" kernels (`worker.KernelOverhead`).
+
+    **Reorders.** The model of a lone "reorder_input" or "reorder_output" is a pooling of the context, which ONNX
+    Runtime puts reorders around; the model's metadata says which one counts.
+
+    **8-bit.** Graphs as `onnxruntime.quantization.quantize_static` writes them (`_onnx_qdq.QuantisedWriter`); inputs
+    and outputs of the file are uint8 where the operation there is int8. An operation that has no integer kernel runs
+    in float32 between casts, and its time is that of all three.
+
+    **Kernel times.** `worker.OnnxRuntimeModel` tells which kernels count by these names.
 
     Example:
         >>> from latency_lab import runtimes
@@ -50,11 +52,8 @@ class OnnxRuntime:
     times_kernels = True
     conversion_fusions = frozenset({"conv2d+batch_norm", "depthwise_conv2d+batch_norm", INPUT_TRANSPOSE})
     expected_fusions = frozenset(
-        [
-            f"{kind}+{second}"
-            for kind in sorted(CONVS)
-            for second in ("relu", "relu6", "sigmoid", "tanh", "leaky_relu", "add")
-        ]
+        [f"{kind}+{second}" for kind in _CONVS for second in ("relu", "relu6", "sigmoid", "tanh", "leaky_relu", "add")]
+        + [f"conv3d+{second}" for second in ("relu", "relu6", "sigmoid", "tanh", "leaky_relu")]
         + [f"dense+{activation}" for activation in ("relu", "sigmoid", "tanh", "leaky_relu", "elu")]
         + [f"pad+{kind}" for kind in ("conv2d", "depthwise_conv2d", "avg_pool")]
     )
@@ -68,96 +67,54 @@ class OnnxRuntime:
             MissingRuntimeError: onnx is not installed.
         """
         base.check(self, network)
-        shapes = base.tensor_shapes(network)
         try:
-            from latency_lab.runtimes._onnx import Writer
+            from latency_lab.runtimes import _onnx_graph
         except ModuleNotFoundError as error:
             raise missing(error, "An ONNX file") or error from error
-        graph = _Graph(Writer(), network, shapes)
-        for i in range(len(network.nodes)):
-            graph.add(i)
-        return graph.to_bytes()
+        return _onnx_graph.build(network)
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        if op.dtype != "float32":
-            return f"only float32 models are built, this is {op.dtype}."
+        if op.dtype not in {"float32", "int8"}:
+            return f"only float32 and int8 models are built, this is {op.dtype}."
+        if op.kind in CASTS and op.dtype != "int8":
+            return f"a {op.kind} has the dtype of its 8-bit side, int8; this is {op.dtype}."
+        if op.kind in REORDERS and op.dtype == "int8":
+            return "8-bit operators have no blocked layout to reorder to."
+        if op.kind in REORDERS and op.in_channels % _REORDER_STEP:
+            return f"images are reordered only at multiples of {_REORDER_STEP} channels."
+        if op.kind == "conv2d_transpose" and op.groups > 1:
+            return "transposed convolutions of several groups are not built."
+        if op.in_channels % op.groups or (op.kind == "conv2d" and op.out_channels % op.groups):
+            return f"the channels are not a multiple of the {op.groups} groups."
         return None
 
+    def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Merges before and on loading (`conversion_fusions`, `expected_fusions`) of models of this precision.
 
-class _Graph:
-    """The network while it is written: its inputs and outputs in the layouts that they have outside."""
+        An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else.
 
-    def __init__(self, writer: Writer, network: Network, shapes: base.Shapes) -> None:
-        self._writer = writer
-        self._network = network
-        self._shapes = shapes
-        self._lone = len(network.nodes) == 1
-        self._outputs: list[str] = []
-        self._raw = [writer.feed(f"input{k}", self._input_shape(k)) for k in range(len(shapes.inputs))]
-        self._inside: dict[int, str] = {}
-
-    def add(self, i: int) -> None:
-        """Write node i."""
-        op, sources = self._network.nodes[i]
-        operands = [self._operand(i, source) for source in sources]
-        if op.kind == "transpose":  # inside, images are channels first already
-            entry = sources[0] < 0
-            attributes = {"perm": _TO_CHANNELS_FIRST} if entry else {}
-            output = self._writer.node("Transpose" if entry else "Identity", operands, f"op{i}", **attributes)
-        else:
-            ranks = [len(self._shapes.of(source)) for source in sources]
-            rank = len(self._shapes.outputs[i])
-            output = Node(self._writer, op, i, rank, ranks, exported=not self._lone).emit(operands)
-        self._outputs.append(output)
-
-    def to_bytes(self) -> bytes:
-        """The file."""
-        outputs = {}
-        for i in self._network.outputs:
-            name, shape = self._outputs[i], self._shapes.outputs[i]
-            if len(shape) == 4 and self._network.nodes[i][0].kind != "transpose":
-                if self._lone:
-                    shape = _channels_first(shape)
-                else:
-                    name = self._writer.node("Transpose", [name], f"context_output{i}", perm=_TO_CHANNELS_LAST)
-            outputs[name] = shape
-        return self._writer.to_bytes(outputs)
-
-    def _input_shape(self, k: int) -> base.Shape:
-        shape, op = self._shapes.inputs[k], self._network.nodes[0][0]
-        if not self._lone or len(shape) == 2 or op.kind == "transpose":
-            return shape
-        shape = _channels_first(shape)
-        return (shape[0], 1, *shape[2:]) if self._is_blocked(-1 - k) else shape
-
-    def _operand(self, i: int, source: int) -> str:
-        """The tensor that node i reads, channels first."""
-        if source >= 0:
-            return self._outputs[source]
-        raw = self._raw[-1 - source]
-        if len(self._shapes.of(source)) == 2 or self._network.nodes[i][0].kind == "transpose":
-            return raw
-        if self._is_blocked(source):
-            ones = self._writer.constant("context.ones", np.ones((self._shapes.of(source)[-1], 1, 1, 1), np.float32))
-            blocked = self._writer.node("Conv", [raw, ones], "context_conv", kernel_shape=[1, 1])
-            return self._writer.node("Relu", [blocked], "context_relu")  # keeps the operation out of the convolution
-        if self._lone:
-            return raw
-        if source not in self._inside:
-            self._inside[source] = self._writer.node("Transpose", [raw], f"context_{raw}", perm=_TO_CHANNELS_FIRST)
-        return self._inside[source]
-
-    def _is_blocked(self, source: int) -> bool:
-        """Whether a network input comes from a convolution of the context."""
-        op, sources = self._network.nodes[0]
-        if not self._lone or len(self._shapes.of(source)) == 2:
-            return False
-        if op.kind in CONVS:
-            return op.residual and source == sources[-1]
-        return op.kind in {"batch_norm", "flatten"} and op.height * op.width > 1
+        Example:
+            >>> from latency_lab import runtimes
+            >>> "conv2d+relu" in runtimes.get("onnxruntime").fusions("int8")[0]
+            True
+        """
+        if precision != "int8":
+            return self.conversion_fusions, self.expected_fusions
+        rounded = {f"{kind}+{activation}" for kind in _ROUNDED for activation in ("relu", "relu6")}
+        padded = {f"pad+{kind}" for kind in (*_CONVS, "avg_pool")}
+        return self.conversion_fusions | rounded | padded, frozenset()
 
 
-def _channels_first(shape: base.Shape) -> base.Shape:
-    batch, height, width, channels = shape
-    return (batch, channels, height, width)
+_ROUNDED = (
+    *_CONVS,
+    "conv3d",
+    "conv2d_transpose",
+    "dense",
+    "batch_norm",
+    "add",
+    "multiply",
+    "concatenate",
+    "global_avg_pool",
+)
+"""Kinds whose output is rounded to 8 bits whatever comes before them."""

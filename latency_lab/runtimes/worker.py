@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -25,8 +27,10 @@ from typing import Any, Callable, TextIO
 
 import numpy as np
 
-VERSION = 1
-MAX_SAMPLES = 2000
+VERSION = 2
+MAX_SAMPLES = 250
+SHORTEST_MS = 1e-5
+RANDOM_COUNT = 8191
 
 
 @dataclass(frozen=True)
@@ -110,74 +114,421 @@ class OnnxRuntimeModel:
 
     A convolution that stands alone has layout reorders around it that a network does not run, and a test of a fused
     operation needs other operations before it. With `kernels`, the time of a run is the sum over its kernels in ONNX
-    Runtime's own profile that are neither a reorder nor named "context".
+    Runtime's own profile that are neither a reorder nor named "context"; or, where the model's metadata has
+    "latency_lab.kernels", over those of that type. What the profiler itself adds to each (`KernelOverhead`) is taken
+    off.
     """
 
-    _EVENT = re.compile(r'"dur" :(\d+),.*?"name" :"([^"]*)_kernel_time".*?"op_name" : ?"(\w+)"')
+    _NUMPY = {"float": "float32", "double": "float64"}
 
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-        if kernels:
-            options.enable_profiling = True
-            options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"latency-lab-{os.getpid()}")
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._kernels = kernels
-        binding = self._session.io_binding()
+        self._session = onnx_session(path, threads, kernels)
+        self._overhead = KernelOverhead.measured(threads) if kernels else None
+        self._wanted = self._session.get_modelmeta().custom_metadata_map.get("latency_lab.kernels", "")
         generator = np.random.default_rng(0)
-        self._inputs = []
+        arrays = []
         for node in self._session.get_inputs():
-            self._inputs.append(onnxruntime.OrtValue.ortvalue_from_numpy(_random(generator, node.shape, np.float32)))
-            binding.bind_ortvalue_input(node.name, self._inputs[-1])
-        for node in self._session.get_outputs():
-            binding.bind_output(node.name)
-        session = self._session
-        self.run = lambda: session.run_with_iobinding(binding)
+            kind = node.type[len("tensor(") : -1]
+            arrays.append(_random(generator, node.shape, self._NUMPY.get(kind, kind)))
+        self.run = onnx_run(self._session, arrays)
 
     def kernel_times_ms(self) -> list[float] | None:
         """Ends profiling: the kernels' time of each run so far, ms."""
-        path = self._session.end_profiling()
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        finally:
-            os.unlink(path)
-        return self.parse(text)
+        text = onnx_profile(self._session)
+        if self._wanted and f'"{self._wanted}"' not in text:
+            raise RuntimeError(f"ONNX Runtime runs no {self._wanted} for a tensor of this shape")
+        return self.parse(text, self._wanted, self._overhead)
 
     @classmethod
-    def parse(cls, text: str) -> list[float]:
-        """Sum of the kernels' times, ms, of each run in a profile's text."""
-        runs: list[float] = []
-        total = 0.0
-        for line in text.splitlines():
-            if "_kernel_time" in line:
-                found = cls._EVENT.search(line)
-                if found and "Reorder" not in found.group(3) and "context" not in found.group(2):
-                    total += float(found.group(1)) * 1e-3
-            elif '"name" :"model_run"' in line or '"SequentialExecutor::Execute"' in line:
-                if '"model_run"' in line:
-                    runs.append(total)
-                    total = 0.0
-        return runs
+    def parse(cls, text: str, wanted: str = "", overhead: KernelOverhead | None = None) -> list[float]:
+        """Sum of the kernels' times, ms, of each run in a profile's text.
+
+        Args:
+            text: of the profile, an event a line.
+            wanted: the type of kernel that counts; "" for all but reorders and context.
+            overhead: of the profiler. With it, a kernel's time is what passes until the next one begins, less the
+                overhead; without, what the profile says. The profile cuts each duration down to whole microseconds,
+                which bends the times of kernels of a few; beginnings are cut at random, so that the mean of many runs
+                is right, though a short one can come out below zero.
+        """
+        found, runs = [], profiled_runs(text)
+        share = overhead.beside(runs) if overhead else None
+        for kernels in runs:
+            ours = [kernel for kernel in kernels if (kernel.kind == wanted if wanted else kernel.is_operation)]
+            times = (k.span_us - share.us(k.inputs, k.last) if share else float(k.duration_us) for k in ours)
+            found.append(sum(times) * 1e-3)
+        return found
 
     def close(self) -> None:
         """Frees the model."""
-        del self.run, self._session, self._inputs
+        del self.run, self._session
 
     @staticmethod
-    def version() -> dict[str, str]:
-        """Package and version."""
+    def version() -> dict[str, Any]:
+        """Package and version, and how many channels a block of the blocked layout has (1: there is none)."""
         import onnxruntime
 
-        return {"package": "onnxruntime", "version": str(onnxruntime.__version__)}
+        return {
+            "package": "onnxruntime",
+            "version": str(onnxruntime.__version__),
+            "layout_block": onnx_layout_block(),
+        }
 
 
-LOADERS: dict[str, Any] = {"litert": LiteRtModel, "onnxruntime": OnnxRuntimeModel}
+@dataclass(frozen=True)
+class ProfiledKernel:
+    """One kernel of one run in ONNX Runtime's profile.
+
+    Attributes:
+        name: of its node.
+        kind: type of the operator.
+        inputs: tensors that it reads.
+        duration_us: what the profile says.
+        span_us: from its beginning to that of the next kernel, or to the end of the run.
+        last: whether it is the run's last.
+    """
+
+    name: str
+    kind: str
+    inputs: int
+    duration_us: int
+    span_us: int
+    last: bool
+
+    @property
+    def is_operation(self) -> bool:
+        """Whether it belongs to the operation, not to its surroundings."""
+        return "Reorder" not in self.kind and "context" not in self.name
+
+
+_KERNEL = re.compile(r'"dur" :(\d+),"ts" :(\d+),.*?"name" :"([^"]*)_kernel_time".*?"op_name" : ?"(\w+)"')
+_INPUTS = re.compile(r'"input_type_shape" : ?\[((?:\{[^}]*\},?)*)\]')
+_RUN = re.compile(r'"dur" :(\d+),"ts" :(\d+),.*"name" :"(SequentialExecutor::Execute|model_run)"')
+
+
+def profiled_runs(text: str) -> list[list[ProfiledKernel]]:
+    """The kernels of each run in a profile's text, in order; an event stands on a line."""
+    runs, events, end = [], [], 0
+    for line in text.splitlines():
+        found = _KERNEL.search(line) if "_kernel_time" in line else None
+        if found:
+            inputs = _INPUTS.search(line)
+            count = inputs.group(1).count("{") if inputs else 1
+            events.append((int(found.group(2)), int(found.group(1)), found.group(3), found.group(4), count))
+            end = 0
+            continue
+        run = _RUN.search(line)
+        if run:
+            end = end or int(run.group(1)) + int(run.group(2))
+        if run and run.group(3) == "model_run":
+            begins = [event[0] for event in events[1:]] + [end]
+            kernels = [
+                ProfiledKernel(name, kind, count, duration, following - begin, k == len(events) - 1)
+                for k, ((begin, duration, name, kind, count), following) in enumerate(zip(events, begins))
+            ]
+            runs.append(kernels)
+            events, end = [], 0
+    return runs
+
+
+def onnx_session(model: Any, threads: int, profiling: bool) -> Any:
+    """A session on a model's path or bytes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    if profiling:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"latency-lab-{os.getpid()}")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_run(session: Any, arrays: Any) -> Callable[[], Any]:
+    """Runs a session on these inputs, without a copy of them or of the outputs."""
+    import onnxruntime
+
+    binding = session.io_binding()
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    for node, value in zip(session.get_inputs(), values):
+        binding.bind_ortvalue_input(node.name, value)
+    for node in session.get_outputs():
+        binding.bind_output(node.name)
+    return lambda: (session.run_with_iobinding(binding), values)[0]
+
+
+def onnx_profile(session: Any) -> str:
+    """Ends profiling: the profile's text."""
+    path = session.end_profiling()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    finally:
+        os.unlink(path)
+
+
+def onnx_layout_block() -> int:
+    """Channels of a block in the layout that convolutions use: what 4 channels are filled up to.
+
+    16 with AVX-512, 8 with AVX or SSE; 1 where there is no such layout.
+    """
+    node = _onnx_node("Conv", ["x", "w"], "y")
+    session = onnx_session(_onnx_model([node], [1, 4, 1, 1], {"w": np.ones((4, 4, 1, 1), np.float32)}), 1, True)
+    session.run(None, {"x": np.zeros((1, 4, 1, 1), np.float32)})
+    events = [line for line in onnx_profile(session).splitlines() if '"ReorderOutput"' in line]
+    found = [re.search(r'"input_type_shape" : ?\[\{"float":\[1,(\d+)', line) for line in events]
+    return max((int(match.group(1)) for match in found if match), default=1)
+
+
+@dataclass(frozen=True)
+class KernelOverhead:
+    """What ONNX Runtime's profiler adds to the span of each kernel, which grows with the kernel's inputs.
+
+    It writes down the shapes of inputs and outputs: about 5 us for a kernel of one or two inputs, 6 for the nine of
+    an 8-bit convolution, on a server of 2023. It is measured as the span of a kernel in a profile, less the time by
+    which a run without profiling grows for one more kernel. Models of lone operations have kernels named
+    "context_reference", which show it again while the model runs.
+
+    Attributes:
+        fixed_us: of a kernel, microseconds.
+        input_us: of each of its inputs.
+        last_us: of a run's last kernel, added to these; it may be negative.
+        span_us: of the small kernel that it was measured with.
+    """
+
+    fixed_us: float = 0.0
+    input_us: float = 0.0
+    last_us: float = 0.0
+    span_us: float = 0.0
+
+    def us(self, inputs: int, last: bool = False) -> float:
+        """Of a kernel of so many inputs."""
+        return self.fixed_us + self.input_us * inputs + (self.last_us if last else 0.0)
+
+    @classmethod
+    def measured(cls, threads: int) -> KernelOverhead:
+        """Of this machine, once a process."""
+        return _kernel_overhead(threads)
+
+    def beside(self, runs: list[list[ProfiledKernel]]) -> KernelOverhead:
+        """In these runs: it grows when the processor slows down, and their reference kernels tell how far."""
+        spans = [[kernel.span_us for kernel in kernels if "context_reference" in kernel.name] for kernels in runs]
+        means = [sum(found) / len(found) for found in spans if found]
+        if not means or not self.span_us:
+            return self
+        factor = float(np.median(means)) / self.span_us
+        return KernelOverhead(*(value * factor for value in dataclasses.astuple(self)))
+
+
+@functools.cache
+def _kernel_overhead(threads: int) -> KernelOverhead:
+    """From chains of small kernels of one input and of eight, in turns, so that all see the same machine."""
+    chains = [_Chain(lambda x, y: _onnx_node("Abs", [x], y), np.float32, threads)]
+    sources, domain = ["scale", "zero", "x", "scale", "zero", "scale", "zero"], _bytes(7, b"com.microsoft")
+    with contextlib.suppress(Exception):  # not in a build of ONNX Runtime without its own operators
+        chains.append(_Chain(lambda x, y: _onnx_node("QLinearAdd", [x, *sources], y, domain), np.uint8, threads))
+    for _ in range(_Chain.turns):
+        for chain in chains:
+            chain.take_turn()
+    found = [chain.overhead_us() for chain in chains]
+    slope = max((found[-1][0] - found[0][0]) / 7, 0.0)
+    return KernelOverhead(found[0][0] - slope, slope, *found[0][1:])
+
+
+class _Chain:
+    """A row of equal kernels in two lengths, the shorter one with profiling as well."""
+
+    short, long, turns, runs = 32, 96, 15, 20
+
+    def __init__(self, node: Callable[[str, str], bytes], kind: Any, threads: int) -> None:
+        data = [np.ones((1, 4, 2, 2), kind)]
+        constants = {"scale": np.array(1.0, np.float32), "zero": np.array(0, kind)}
+        models = {}
+        for length in (self.short, self.long):
+            names = ["x", *(f"t{k}" for k in range(1, length)), "y"]
+            nodes = [node(x, y) for x, y in zip(names, names[1:])]
+            models[length] = _onnx_model(nodes, [1, 4, 2, 2], constants)
+        self._plain = {n: onnx_run(onnx_session(model, threads, False), data) for n, model in models.items()}
+        self._session = onnx_session(models[self.short], threads, True)
+        self._profiled = onnx_run(self._session, data)
+        self._walls: dict[int, list[float]] = {self.short: [], self.long: []}
+
+    def take_turn(self) -> None:
+        """Some runs of each."""
+        for length, run in self._plain.items():
+            for _ in range(self.runs):
+                start = time.perf_counter()
+                run()
+                self._walls[length].append((time.perf_counter() - start) * 1e6)
+        for _ in range(self.runs):
+            self._profiled()
+
+    def overhead_us(self) -> tuple[float, float, float]:
+        """What the profile's spans have too much: of each kernel, and of the last one of a run besides; a span."""
+        kernel = (_typical(self._walls[self.long], self.runs) - _typical(self._walls[self.short], self.runs)) / (
+            self.long - self.short
+        )
+        profiled = profiled_runs(onnx_profile(self._session))
+        means = [float(np.mean([kernel.span_us for kernel in kernels[:-1]])) for kernels in profiled]
+        span = _typical(means, self.runs)
+        last = _typical([float(kernels[-1].span_us) for kernels in profiled], self.runs, np.mean)
+        return span - kernel, last - span, span
+
+
+def _typical(values: list[float], runs: int, middle: Any = np.median) -> float:
+    """The middle of a turn's runs, of the turns in which the machine did little else."""
+    return float(np.percentile(middle(np.reshape(values, (-1, runs)), axis=1), 20))
+
+
+# ONNX models of a few nodes, written by hand: the onnx package is not on the device. Field numbers are onnx.proto's.
+
+
+_ONNX_TYPES = {"float32": 1, "uint8": 2}
+
+
+def _onnx_model(nodes: list[bytes], shape: list[int], constants: dict[str, Any]) -> bytes:
+    """A model from "x" to "y", both of this shape and of the type of the last constant."""
+    graph = b"".join(_bytes(1, node) for node in nodes) + _bytes(2, b"main")
+    for name, array in constants.items():
+        kind = _ONNX_TYPES[str(array.dtype)]
+        sizes = b"".join(_int(1, size) for size in array.shape)
+        graph += _bytes(5, sizes + _int(2, kind) + _bytes(8, name.encode()) + _bytes(9, array.tobytes()))
+    dims = b"".join(_bytes(1, _int(1, size)) for size in shape)
+    value = _bytes(2, _bytes(1, _int(1, kind) + _bytes(2, dims)))
+    graph += _bytes(11, _bytes(1, b"x") + value) + _bytes(12, _bytes(1, b"y") + value)
+    opsets = _bytes(8, _bytes(1, b"") + _int(2, 15)) + _bytes(8, _bytes(1, b"com.microsoft") + _int(2, 1))
+    return _int(1, 8) + _bytes(7, graph) + opsets
+
+
+def _onnx_node(kind: str, inputs: list[str], output: str, more: bytes = b"") -> bytes:
+    parts = [_bytes(1, name.encode()) for name in inputs]
+    return b"".join(parts) + _bytes(2, output.encode()) + _bytes(4, kind.encode()) + more
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _int(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+class TensorFlowModel:
+    """A frozen TensorFlow graph (.pb) on one device: its placeholders are fed, and what nothing reads is its output.
+
+    The inputs stay on the device. A call on the CPU returns when it is done; elsewhere one number of each output is
+    fetched, which waits for it.
+    """
+
+    device = "CPU:0"
+    xla = False
+    one_thread = False  # a pool of TensorFlow's own runs the operations, not the thread that calls
+
+    def __init__(self, path: str, threads: int, kernels: bool) -> None:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        self._connect()
+        graph = tf.compat.v1.GraphDef()
+        with open(path, "rb") as file:
+            graph.ParseFromString(file.read())
+        with tf.device("/" + self.device):
+            wrapped = self._function(graph)
+            generator = np.random.default_rng(0)
+            inputs = [tf.constant(_random(generator, x.shape, x.dtype.as_numpy_dtype)) for x in wrapped.inputs]
+            # A concrete function of a new function: one that was pruned takes milliseconds to sort its arguments.
+            function = tf.function(lambda *xs: wrapped(*xs), jit_compile=self._compiled() or None)
+            call = functools.partial(function.get_concrete_function(*inputs), *inputs)
+        self.run = call if self.device.startswith("CPU") else functools.partial(self._fetch, call)
+
+    def _fetch(self, call: Callable[[], Any]) -> None:
+        """Runs and waits for one number of each output, which is there when the output is."""
+        import tensorflow as tf
+
+        with tf.device("/" + self.device):
+            firsts = [tf.reshape(output, [-1])[0] for output in call()]
+        for first in firsts:
+            first.numpy()
+
+    @staticmethod
+    def _function(graph: Any) -> Any:
+        import tensorflow as tf
+
+        read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
+        inputs = [node.name + ":0" for node in graph.node if node.op == "Placeholder"]
+        last = [node for node in graph.node if node.name not in read and node.op not in ("Const", "NoOp")]
+        outputs = [node.name + ":0" for node in last if node.op != "Placeholder"]
+        whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
+        return whole.prune(inputs, outputs)
+
+    @classmethod
+    def _compiled(cls) -> bool:
+        """Whether XLA compiles the graph: where that was asked for, and always on a TPU."""
+        return cls.xla or cls.device.startswith("TPU")
+
+    @classmethod
+    def _connect(cls) -> None:
+        """See that the device is there; a TPU shows only once it was connected to."""
+        import tensorflow as tf
+
+        if cls.device.startswith("TPU") and not tf.config.list_physical_devices("TPU"):
+            nodes = [path for path in ("/dev/accel0", "/dev/vfio/0") if os.path.exists(path)]
+            if nodes or os.environ.get("TPU_NAME"):
+                tf.distribute.cluster_resolver.TPUClusterResolver.connect(os.environ.get("TPU_NAME", "local"))
+        there = [found.name.replace("/physical_device:", "") for found in tf.config.list_physical_devices()]
+        if cls.device not in there:
+            raise SystemExit(f"TensorFlow has no device {cls.device} here. It has: {', '.join(there)}.")
+
+    @classmethod
+    def on(cls, device: str) -> Any:
+        """The same on a device: "GPU:0", "/TPU:0", "CPU", ..."""
+        name = device.upper().replace("DEVICE:", "").lstrip("/")
+        return type(cls.__name__, (cls,), {"device": name if ":" in name else name + ":0"})
+
+    def kernel_times_ms(self) -> list[float] | None:
+        """Not offered."""
+        return None
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self.run
+
+    @classmethod
+    def version(cls) -> dict[str, str]:
+        """Package, version, and the device's name where it has one."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its notes would bury the reason why a worker ended
+        import tensorflow as tf
+
+        cls._connect()
+        kind, _, number = cls.device.partition(":")
+        found = tf.config.list_physical_devices(kind)[int(number)]
+        name = tf.config.experimental.get_device_details(found).get("device_name") if kind == "GPU" else None
+        return {"package": "tensorflow", "version": str(tf.__version__), **({"device": str(name)} if name else {})}
+
+
+class TensorFlowXlaModel(TensorFlowModel):
+    """The same compiled by XLA."""
+
+    xla = True
+
+
+LOADERS: dict[str, Any] = {
+    "litert": LiteRtModel,
+    "onnxruntime": OnnxRuntimeModel,
+    "tensorflow": TensorFlowModel,
+    "tensorflow-xla": TensorFlowXlaModel,
+}
 
 
 def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cpu_time: bool) -> dict[str, Any]:
@@ -198,7 +549,8 @@ def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cp
     start = clock.wall()
     model.run()
     once = max(clock.wall() - start, 1e-9)
-    batch = max(1, int(np.ceil(settings.resolution_factor * resolution / once)))
+    shortest = max(settings.resolution_factor * resolution, settings.block_ms * 1e-3 / MAX_SAMPLES)
+    batch = max(1, int(np.ceil(shortest / once)))
     count = int(np.clip(np.ceil(settings.block_ms * 1e-3 / (once * batch)), settings.min_repeats, MAX_SAMPLES))
     wall, cpu = [], []
     for _ in range(count):
@@ -247,17 +599,27 @@ def _flush_buffer(count: int) -> Any:
 
 
 def _batched(runs: list[float], settings: Settings) -> list[float]:
-    """Means over consecutive runs, each long enough for a clock that counts whole microseconds."""
+    """Means over consecutive runs, each long enough for a clock that counts whole microseconds.
+
+    A mean is at least `SHORTEST_MS`: what is left of an empty kernel when the profiler's share is taken off.
+    """
     typical = max(float(np.median(runs)), 1e-4)
     size = max(
         1, min(int(np.ceil(settings.resolution_factor * 1e-3 / typical)), len(runs) // max(settings.min_repeats, 1))
     )
-    return [float(np.mean(runs[i : i + size])) for i in range(0, len(runs) - size + 1, size)]
+    means = (float(np.mean(runs[i : i + size])) for i in range(0, len(runs) - size + 1, size))
+    return [max(mean, SHORTEST_MS) for mean in means]
 
 
 def _random(generator: Any, shape: Any, dtype: Any) -> Any:
+    """Numbers between -1 and 1, or over the range of an integer type: a short random run, repeated."""
     sizes = [int(size) if isinstance(size, (int, np.integer)) and size > 0 else 1 for size in shape]
-    return generator.uniform(-1.0, 1.0, sizes).astype(dtype)
+    kind = np.dtype(dtype)
+    if kind.kind in "iu":
+        run = generator.integers(np.iinfo(kind).min, np.iinfo(kind).max, RANDOM_COUNT, endpoint=True)
+    else:
+        run = generator.uniform(-1.0, 1.0, RANDOM_COUNT)
+    return np.resize(run.astype(kind), sizes)
 
 
 def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resolution: float) -> dict[str, Any]:
@@ -273,7 +635,8 @@ def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resol
         settings = Settings(**request.get("settings", {}))
         model = loader(path, threads, settings.kernels)
         try:
-            found = time_block(model, settings, clock, resolution, threads == 1)
+            one_thread = threads == 1 and getattr(model, "one_thread", True)
+            found = time_block(model, settings, clock, resolution, one_thread)
         finally:
             model.close()
         return dict(found, id=request["id"], status="ok")
@@ -305,7 +668,10 @@ def main(loaders: dict[str, Any] | None = None) -> None:
     arguments = parser.parse_args()
     own = os.path.dirname(os.path.abspath(__file__))  # holds modules that are named like the runtimes
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != own]
-    loader = (loaders or LOADERS)[arguments.runtime]
+    name, _, device = arguments.runtime.partition(":")
+    loader = (loaders or LOADERS)[name]
+    if device:
+        loader = loader.on(device)
     sink = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a runtime prints goes to stderr
     serve(sys.stdin, sink, loader, arguments.runtime, arguments.threads, Clock())

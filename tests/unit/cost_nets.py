@@ -44,6 +44,7 @@ class HandGraph:
 
     groups: tuple[HandGroup, ...]
     digest: str = "hand"
+    source: str = "keras"
     unknown: tuple[Unknown, ...] = ()
     unknown_parameters: int = 0
     nodes: list[HandNode] = field(default_factory=list)
@@ -167,6 +168,8 @@ class StepProfile:
 
     network: NetworkCorrection = NetworkCorrection()
     fusions: frozenset[str] = frozenset()
+    precision: str = "float32"
+    layout_block: int = 1
     unmeasured: frozenset[str] = frozenset()
     name: str = "steps"
     kind: str = "measured"

@@ -96,6 +96,7 @@ def test_every_verb_takes_json_and_has_a_summary(verb):
         "validate": ["a.keras", "b.keras", "--profile", "p"],
         "compare": ["a.keras", "b.keras"],
         "profile": ["-o", "p.json"],
+        "fit": ["t.csv", "-o", "p.json"],
         "show": ["p"],
         "shrink": ["m.keras", "s.json", "-o", "slim.keras"],
     }.get(verb, [])
@@ -128,7 +129,7 @@ def test_show_says_what_is_wrong_with_a_file(tmp_path, capsys):
     ("name", "message"),
     [
         ("absent.keras", "absent.keras: there is no such file"),
-        ("m.h5", "m.h5: expected a model that ends in .keras or .tflite or .onnx. Received: '.h5'"),
+        ("m.h5", "m.h5: expected a model that ends in .keras or .tflite or .onnx or .pb. Received: '.h5'"),
     ],
 )
 def test_model_that_cannot_be_taken(name, message, capsys):
@@ -152,7 +153,7 @@ def test_compare_exits_1_when_the_answer_is_no(monkeypatch, tmp_path, capsys, fa
     path = tmp_path / "m.tflite"
     path.write_bytes(b"")
     comparison = SimpleNamespace(faster=faster, unstable=unstable, to_json=lambda: {"faster": faster})
-    monkeypatch.setattr(latency_lab, "compare", lambda a, b, runtime, threads, on_progress: comparison)
+    monkeypatch.setattr(latency_lab, "compare", lambda a, b, runtime, threads, on_progress, start_worker: comparison)
     assert main(["compare", str(path), str(path), "--json"]) == code
     assert json.loads(capsys.readouterr().out) == {"faster": faster}
 

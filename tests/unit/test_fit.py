@@ -112,10 +112,10 @@ def test_the_schema_is_json_schema_and_agrees_with_our_check(profile):
             lambda d: d["tables"][0]["points"][0].pop(),
             r"Expected 7 to 7 items, got 6 - at \$\.tables\[0\]\.points\[0\]",
         ),
-        (lambda d: d.update(version=9), r"Expected one of \[1\], got 9 - at \$\.version"),
+        (lambda d: d.update(version=9), r"Expected one of \[2\], got 9 - at \$\.version"),
         (lambda d: d.update(extra=1), r"Unexpected value 'extra' - at \$"),
         (lambda d: d["tables"][0]["op"].update(kind="nonsense"), "Not an operation"),
-        (lambda d: d["predictors"]["conv2d"]["trees"]["left"].__setitem__(0, 10**6), "Expected indices from 0"),
+        (lambda d: d["predictors"]["conv2d"]["trees"]["right"].__setitem__(0, 10**6), "Expected indices from 0"),
     ],
 )
 def test_a_wrong_file_says_where_and_why(profile, tmp_path, spoil, message):

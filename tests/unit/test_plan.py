@@ -4,7 +4,8 @@ import pytest
 
 from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan import _beginning, _ends, general_plan
+from latency_lab.plan import general_plan
+from latency_lab.plan.networks import beginning, ends
 
 IMAGE = {"height": 8, "width": 8}
 
@@ -58,8 +59,8 @@ def test_networks_end_where_nothing_else_is_waited_for():
     add = OpConfig("add", **IMAGE, in_channels=4, out_channels=4, operands=2)
     nodes = [(conv, (-1,))] + [(conv, (i,)) for i in range(4)] + [(add, (5 - 1, 1)), (conv, (5,))]
     network = Network(tuple(nodes), "n")
-    assert _ends(network) == [5, 6]
-    short = _beginning(network, 5)
+    assert ends(network) == [5, 6]
+    short = beginning(network, 5)
     assert short.nodes[-1][0].kind == "global_avg_pool"
     assert short.outputs == (6,)
 
@@ -68,5 +69,5 @@ def test_random_networks_end_in_one_output():
     import numpy as np
 
     network = random_network(np.random.default_rng(3))
-    for end in _ends(network):
-        assert len(_beginning(network, end).outputs) == 1
+    for end in ends(network):
+        assert len(beginning(network, end).outputs) == 1

@@ -91,14 +91,123 @@ def test_a_bias_that_is_not_there_is_zero():
 
 
 @pytest.mark.parametrize("name", runtimes.NAMES)
-def test_other_types_than_float32_are_refused_by_name(name):
-    op = OpConfig("dense", in_channels=4, out_channels=4, dtype="int8")
-    assert runtimes.get(name).reason_unsupported(op) == "only float32 models are built, this is int8."
-    with pytest.raises(UnsupportedOpError, match=f"{name} cannot build 'dense 1x1 bias int8 4->4': only float32"):
+def test_other_types_are_refused_by_name(name):
+    op = OpConfig("dense", in_channels=4, out_channels=4, dtype="bfloat16")
+    assert "bfloat16" in runtimes.get(name).reason_unsupported(op)
+    with pytest.raises(UnsupportedOpError, match=f"{name} cannot build 'dense 1x1 bias bfloat16 4->4': "):
         runtimes.get(name).build(Network.of(op))
+
+
+def image(kind, **more):
+    return OpConfig(kind, 1, 8, 8, 6, **{"out_channels": 6, **more})
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [
+        (image("conv2d", dtype="float16"), "folds float16 weights to float32"),
+        (image("quantize"), "is of dtype 'int8', this is float32"),
+        (image("reorder_input"), "no operator that reorders"),
+        (image("reorder_output"), "no operator that reorders"),
+        (image("activation", activation="erf"), "no operator for erf"),
+        (image("conv2d", activation="erf"), "no operator for erf"),
+        (image("max_pool", depth=4), "not written over three axes"),
+        (image("conv3d", padding=((1, 1), (0, 0))), "not by given counts"),
+        (image("conv2d_transpose", dilation=(2, 2)), "no transposed convolution that is dilated"),
+        (image("conv2d_transpose", groups=2), "no conv2d_transpose of groups"),
+        (image("conv3d", groups=2), "no conv3d of groups"),
+        (image("channel_shuffle", groups=4), "6 channels cannot be shared out to 4 groups"),
+        (image("divide", operands=2, dtype="int8"), "refuses to run where the divisor has a 0"),
+    ],
+)
+def test_what_tflite_has_no_operator_for_is_refused_with_the_reason(op, reason):
+    assert reason in runtimes.get("litert").reason_unsupported(op)
+    with pytest.raises(UnsupportedOpError, match="litert cannot build "):
+        runtimes.get("litert").build(Network.of(op))
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "output"),
+    [
+        (image("conv2d_transpose", out_channels=3, strides=(2, 2)), [(1, 8, 8, 6)], (1, 16, 16, 3)),
+        (
+            image("conv3d", out_channels=3, depth=5, kernel_depth=2, stride_depth=2, padding="valid"),
+            [(1, 5, 8, 8, 6)],
+            (1, 2, 8, 8, 3),
+        ),
+        (image("activation", activation="relu", depth=5), [(1, 5, 8, 8, 6)], (1, 5, 8, 8, 6)),
+        (image("global_avg_pool", depth=5), [(1, 5, 8, 8, 6)], (1, 6)),
+        (image("dense", out_channels=3), [(1, 8, 8, 6)], (1, 8, 8, 3)),
+        (image("channel_mean", out_channels=1), [(1, 8, 8, 6)], (1, 8, 8, 1)),
+        (image("resize_nearest", output_size=(9, 12)), [(1, 8, 8, 6)], (1, 9, 12, 6)),
+        (image("slice", output_size=(5, 8), out_channels=2), [(1, 8, 8, 6)], (1, 5, 8, 2)),
+        (image("reshape", output_size=(4, 16)), [(1, 8, 8, 6)], (1, 4, 16, 6)),
+        (image("reshape", output_size=(1, 1), out_channels=384), [(1, 8, 8, 6)], (1, 384)),
+        (image("subtract"), [(1, 8, 8, 6)], (1, 8, 8, 6)),
+        (image("subtract", operands=2, broadcast="channels"), [(1, 8, 8, 6), (1, 1, 1, 6)], (1, 8, 8, 6)),
+        (image("subtract", operands=2, broadcast="positions"), [(1, 8, 8, 6), (1, 8, 8, 1)], (1, 8, 8, 6)),
+        (image("subtract", operands=2, broadcast="scalar"), [(1, 8, 8, 6), (1, 1, 1, 1)], (1, 8, 8, 6)),
+        (OpConfig("multiply", in_channels=6, out_channels=6, broadcast="channels"), [(1, 6)], (1, 6)),
+    ],
+)
+def test_shapes_of_lone_operations(op, inputs, output):
+    shapes = base.tensor_shapes(Network.of(op))
+    assert shapes.inputs == tuple(inputs)
+    assert shapes.outputs == (output,)
+
+
+def test_a_reshape_before_a_convolution_makes_the_image():
+    reshape, conv = (OpConfig(kind, in_channels=6, out_channels=6) for kind in ("reshape", "conv2d"))
+    network = Network(((CONV, (-1,)), (POOL, (0,)), (reshape, (1,)), (conv, (2,)), (SCALE, (0, 3))))
+    assert base.tensor_shapes(network).outputs[1:4] == ((1, 6), (1, 1, 1, 6), (1, 1, 1, 6))
+
+
+@pytest.mark.parametrize(
+    ("broadcast", "shape"), [("", (8, 8, 6)), ("channels", (6,)), ("positions", (8, 8, 1)), ("scalar", ())]
+)
+def test_a_constant_operand_has_the_shape_of_its_broadcast(broadcast, shape):
+    values = base.operand(image("divide", broadcast=broadcast), 0)
+    assert values.shape == shape
+    assert values.min() > 0
+
+
+def test_only_binary_operations_have_a_constant_operand():
+    with pytest.raises(UsageError, match="have a second operand. Received: 'conv2d"):
+        base.operand(CONV, 0)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d_transpose", "conv3d", "depthwise_conv2d", "dense"])
+def test_the_kernel_in_8_bits_is_that_in_floats(kind):
+    op = image(kind, kernel_size=(3, 3) if kind != "dense" else (1, 1), kernel_depth=2 if kind == "conv3d" else 1)
+    integers, step = base.int8_kernel(op, 3)
+    assert integers.dtype == np.int8
+    np.testing.assert_allclose(integers * step, base.kernel(op, 3), atol=0.51 * step)
 
 
 def test_litert_has_no_pools_with_given_pads():
     op = OpConfig("max_pool", 1, 8, 8, 4, 4, (3, 3), padding=((0, 1), (0, 1)))
     assert "not by given counts" in runtimes.get("litert").reason_unsupported(op)
     assert runtimes.get("onnxruntime").reason_unsupported(op) is None
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [
+        (OpConfig("dense", dtype="float16"), "only float32 and int8 models are built, this is float16."),
+        (OpConfig("quantize"), "a quantize has the dtype of its 8-bit side, int8; this is float32."),
+        (OpConfig("reorder_input", in_channels=6, out_channels=6), "only at multiples of 4 channels."),
+        (OpConfig("reorder_input", dtype="int8"), "8-bit operators have no blocked layout"),
+        (OpConfig("group_norm", in_channels=6, out_channels=6, groups=4), "not a multiple of the 4 groups."),
+    ],
+    ids=lambda value: value.key if isinstance(value, OpConfig) else "",
+)
+def test_onnxruntime_says_what_it_cannot_build(op, reason):
+    assert reason in runtimes.get("onnxruntime").reason_unsupported(op)
+
+
+def test_onnxruntime_merges_other_operations_in_8_bit():
+    runtime = runtimes.get("onnxruntime")
+    assert runtime.fusions("float32") == (runtime.conversion_fusions, runtime.expected_fusions)
+    before, on_loading = runtime.fusions("int8")
+    assert {"add+relu", "conv2d+relu6", "pad+conv2d"} <= before
+    assert "conv2d+add" not in before | on_loading

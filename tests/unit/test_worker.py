@@ -117,6 +117,55 @@ def test_onnxruntime_profile_counts_neither_reorders_nor_context():
     assert worker.OnnxRuntimeModel.parse("\n".join(["[", *run, *run, "]"])) == pytest.approx([0.042, 0.042])
 
 
+def kernel_event(name, op, begin, duration, inputs):
+    shapes = ",".join(['{"float":[1,16,2,2]}'] * inputs)
+    return (
+        f'{{"cat" : "Node","dur" :{duration},"ts" :{begin},"ph" : "X","name" :"{name}_kernel_time",'
+        f'"args" : {{"input_type_shape" : [{shapes}],"op_name" : "{op}","output_type_shape" : [{{"float":[1,16]}}]}}}},'
+    )
+
+
+def run_event(name, begin, duration):
+    return f'{{"cat" : "Session","dur" :{duration},"ts" :{begin},"ph" : "X","name" :"{name}","args" : {{}}}},'
+
+
+RUN = [run_event("SequentialExecutor::Execute", 100, 90), run_event("model_run", 95, 120)]
+
+
+def test_a_kernels_time_is_that_to_the_next_ones_begin_less_the_profilers_share():
+    overhead = worker.KernelOverhead(fixed_us=1.5, input_us=0.25, last_us=3.0)
+    first = [kernel_event("op0", "Conv", 110, 9, 2), kernel_event("r", "ReorderOutput", 125, 9, 1), *RUN]
+    second = [kernel_event("op0", "Relu", 110, 1, 1), kernel_event("op0_add", "Add", 150, 4, 2), *RUN]
+    found = worker.OnnxRuntimeModel.parse("\n".join(first + second), "", overhead)
+    assert found == pytest.approx([15e-3 - 2e-3, (40 - 1.75 + 40 - 5.0) * 1e-3])
+
+
+def test_the_profilers_share_follows_the_reference_kernels_of_the_run():
+    overhead = worker.KernelOverhead(fixed_us=4.0, input_us=0.0, span_us=5.0)
+    events = [
+        kernel_event("context_reference0", "Abs", 100, 2, 1),
+        kernel_event("context_reference1", "Abs", 110, 2, 1),
+        kernel_event("op0", "Relu", 120, 6, 1),
+        kernel_event("context_end", "PRelu", 138, 3, 2),
+        *RUN,
+    ]
+    assert worker.OnnxRuntimeModel.parse("\n".join(events), "", overhead) == pytest.approx([18e-3 - 8e-3])
+
+
+def test_a_model_that_names_its_kernel_is_timed_by_that_alone():
+    events = [kernel_event("r", "ReorderInput", 101, 7, 1), kernel_event("context_conv", "Conv", 110, 30, 2), *RUN]
+    assert worker.OnnxRuntimeModel.parse("\n".join(events), "ReorderInput") == pytest.approx([0.007])
+
+
+def test_what_is_left_of_an_empty_kernel_is_above_zero():
+    class Empty(FakeModel):
+        def kernel_times_ms(self):
+            return [-1e-4] * self.runs
+
+    found = worker.time_block(Empty("m", 1, True), Settings(kernels=True), FakeModel.clock, 1e-6, True)
+    assert found["wall_ms"]["min"] == worker.SHORTEST_MS
+
+
 def test_worker_answers_every_line_and_a_broken_model_is_one_failed_block():
     requests = [
         {"id": 1, "path": "good"},
@@ -126,7 +175,7 @@ def test_worker_answers_every_line_and_a_broken_model_is_one_failed_block():
     sink = io.StringIO()
     worker.serve(io.StringIO("\n".join(map(json.dumps, requests)) + "\n"), sink, FakeModel, "fake", 1, FakeModel.clock)
     hello, first, second, third = map(json.loads, sink.getvalue().splitlines())
-    assert (hello["runtime"], hello["package"], hello["threads"], hello["worker"]) == ("fake", "fake", 1, 1)
+    assert (hello["runtime"], hello["package"], hello["threads"], hello["worker"]) == ("fake", "fake", 1, worker.VERSION)
     assert (first["id"], first["status"]) == (1, "ok")
     assert second == {"id": 2, "status": "failed", "reason": "ValueError: cannot load this"}
     assert third["status"] == "ok"
@@ -153,4 +202,10 @@ def test_worker_file_is_python_3_9_and_needs_nothing_but_numpy_and_a_runtime():
     }
     import sys
 
-    assert imported - set(sys.stdlib_module_names) == {"numpy", "ai_edge_litert", "tflite_runtime", "onnxruntime"}
+    assert imported - set(sys.stdlib_module_names) == {
+        "numpy",
+        "ai_edge_litert",
+        "tflite_runtime",
+        "onnxruntime",
+        "tensorflow",
+    }

@@ -1,0 +1,65 @@
+"""Networks for the whole-network correction: generated ones, and beginnings of a model at random widths."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latency_lab.graph import ChannelGraph
+from latency_lab.graph.generate import random_network
+from latency_lab.ops import Network, OpConfig
+from latency_lab.plan.rules import converted
+from latency_lab.profiles import fused_network
+
+MODEL_NETWORKS = 28
+MODEL_MACS = 600_000_000
+GENERAL_NETWORKS = 48
+GENERAL_MACS = (15e6, 2.5e9)
+
+
+def generated_networks(rng: np.random.Generator, count: int = GENERAL_NETWORKS) -> list[Network]:
+    """Random stacks of common blocks, as a model states them: nothing merged."""
+    return [random_network(rng, GENERAL_MACS) for _ in range(count)]
+
+
+def model_networks(
+    graph: ChannelGraph, runtime: str, count: int, rng: np.random.Generator, precision: str = "float32"
+) -> list[Network]:
+    """The model's beginning, up to a random place (often all of it), at random widths, a global pooling behind."""
+    found = []
+    for _ in range(count):
+        low, high = np.sort(rng.uniform(0.2, 1.0, 2))
+        widths = np.maximum(1, np.ceil(graph.full_widths * rng.uniform(low, high, len(graph.groups)) / 8) * 8)
+        whole = graph.network(np.minimum(widths, graph.full_widths).astype(int))
+        if graph.source == "keras":
+            whole = whole.of_type(precision)
+        network = fused_network(whole, converted(runtime, precision))
+        macs = np.cumsum([op.macs for op, _ in network.nodes])
+        most = min(int(macs[-1]), MODEL_MACS)
+        cut = int(np.searchsorted(macs, min(rng.uniform(0.3, 1.3), 1.0) * most))
+        found.append(beginning(network, min(ends(network), key=lambda end: abs(end - cut))))
+    return found
+
+
+def ends(network: Network) -> list[int]:
+    """Nodes behind which nothing but their own output is still to be read."""
+    last = [0] * len(network.nodes)
+    for i, (_, inputs) in enumerate(network.nodes):
+        for source in inputs:
+            if source >= 0:
+                last[source] = i
+    latest, found = 0, []
+    for i in range(len(network.nodes)):
+        if latest <= i and i >= min(4, len(network.nodes) - 1):
+            found.append(i)
+        latest = max(latest, last[i])
+    return found or [len(network.nodes) - 1]
+
+
+def beginning(network: Network, end: int) -> Network:
+    """The network up to a node, a global pooling behind an image."""
+    nodes = list(network.nodes[: end + 1])
+    op = nodes[-1][0]
+    if op.output_height * op.output_width > 1:
+        shape = (op.batch, op.output_height, op.output_width, op.out_channels, op.out_channels)
+        nodes.append((OpConfig("global_avg_pool", *shape, dtype=op.dtype), (end,)))
+    return Network(tuple(nodes), f"{network.name} to {end}")
