@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from latency_lab.extras import missing
 
 _log = logging.getLogger(__name__)
 _PRECISIONS = ("float32", "int8")
+_FIRST_OPSET_WITH_CHANNEL_SCALES = 13
 _REPRESENTATIVES = 4
 """Inputs that an int8 model's ranges are read from where none are given."""
 
@@ -90,7 +91,8 @@ def _quantise(converter: Any, model: Any, representative: Iterable[Any] | None) 
     import tensorflow as tf
 
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: _representative_arrays(model, representative)
+    shapes, types = [(1, *t.shape[1:]) for t in model.inputs], [t.dtype for t in model.inputs]
+    converter.representative_dataset = lambda: _representative_arrays(shapes, types, representative)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.int8
 
@@ -144,7 +146,7 @@ def to_onnx(model_or_path: Any, precision: str = "float32", representative: Iter
         )
     if precision == "int8":
         with _quiet(), _named_failure(model, "8-bit ONNX"):
-            return _quantised_onnx(found, model, representative)
+            return _quantised_onnx(found, representative)
     return bytes(found.SerializeToString())
 
 
@@ -184,14 +186,42 @@ def _functions_in_line() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _quantised_onnx(found: Any, model: Any, representative: Iterable[Any] | None) -> bytes:
-    """The ONNX model with 8-bit operators: float operators between casts, which ONNX Runtime merges on loading."""
+def quantise_onnx(file: bytes, representative: Iterable[Any] | None = None) -> bytes:
+    """A float32 .onnx file as one of 8-bit operators, as `to_onnx(model, precision="int8")` gives.
+
+    They are float operators between casts, which ONNX Runtime merges on loading.
+
+    Args:
+        file: with inputs of fixed shapes.
+        representative: as of `to_onnx`.
+
+    Raises:
+        UnsupportedModelError: an operator cannot be read.
+        MissingRuntimeError: onnx or onnxruntime is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime.quantization  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise missing(error, "An 8-bit ONNX file") or error from error
+    found = onnx.load_from_string(file)
+    with _quiet(), _named_failure(found.graph, "8-bit ONNX"):
+        return _quantised_onnx(found, representative)
+
+
+def _quantised_onnx(found: Any, representative: Iterable[Any] | None) -> bytes:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    names = [node.name for node in found.graph.input]
-    rows = [dict(zip(names, arrays, strict=True)) for arrays in _representative_arrays(model, representative)]
+    if found.opset_import[0].version < _FIRST_OPSET_WITH_CHANNEL_SCALES:
+        found = onnx.version_converter.convert_version(found, _FIRST_OPSET_WITH_CHANNEL_SCALES)
+    types = [value.type.tensor_type for value in found.graph.input]
+    shapes = [tuple(d.dim_value for d in each.shape.dim) for each in types]
+    arrays = _representative_arrays(
+        shapes, [onnx.helper.tensor_dtype_to_np_dtype(each.elem_type) for each in types], representative
+    )
+    rows = [dict(zip([value.name for value in found.graph.input], each, strict=True)) for each in arrays]
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
@@ -254,15 +284,15 @@ def _check_precision(precision: str) -> None:
         )
 
 
-def _representative_arrays(model: Any, representative: Iterable[Any] | None) -> Iterator[list[Any]]:
+def _representative_arrays(
+    shapes: Sequence[tuple[int, ...]], types: Sequence[Any], representative: Iterable[Any] | None
+) -> Iterator[list[Any]]:
     """What the ranges of 8-bit activations are read from: a list of the model's input arrays each."""
     import numpy as np
 
     if representative is None:
         random = np.random.default_rng(0)
-        shapes = [tuple(tensor.shape[1:]) for tensor in model.inputs]
-        representative = [[random.normal(size=(1, *shape)) for shape in shapes] for _ in range(_REPRESENTATIVES)]
-    types = [tensor.dtype for tensor in model.inputs]
+        representative = [[random.normal(size=shape) for shape in shapes] for _ in range(_REPRESENTATIVES)]
     for arrays in representative:
         listed = arrays if isinstance(arrays, (list, tuple)) else [arrays]
         yield [np.asarray(array).astype(kind) for array, kind in zip(listed, types, strict=True)]

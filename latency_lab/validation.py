@@ -207,8 +207,9 @@ def validate(
         raise UsageError(f"The profile {profile.name!r} is {profile.kind}: it names no runtime to measure on.")
     if profile.environment.get("provenance") == "imported":
         raise UsageError(
-            f"The profile {profile.name!r} was imported from timings of {profile.runtime!r}: there is no way to measure "
-            f"on that from here. Validate with a profile of {' or '.join(SUFFIXES)} that was taken on this device."
+            f"The profile {profile.name!r} was imported from timings of {profile.runtime!r}: there is no way to "
+            f"measure on that from here. Validate with a profile of {' or '.join(SUFFIXES)} that was taken on this "
+            "device."
         )
     named = {_name(model): model for model in models}
     predicted = [LatencyCost(ChannelGraph.from_model(model), profile).estimate().latency_ms for model in named.values()]

@@ -91,31 +91,33 @@ def model_file(
     return path
 
 
-def keras_file(entry: Entry, cache_dir: Path = CACHE) -> Path:
-    """The .keras file of a network, built where the cache has none.
+def keras_model(entry: Entry, cache_dir: Path = CACHE) -> Any:
+    """The Keras model of a network: from its .keras file in the cache, where it is built and saved if there is none.
 
     Raises:
         FileFormatError: what was built has other parameters than the list says.
     """
-    path = cache_dir / "keras" / f"{entry['name']}.keras"
-    if not path.is_file():
-        import accuracy_build
+    import accuracy_build
+    import keras
 
-        model = accuracy_build.build(entry)
-        if model.count_params() != entry["parameters"]:
-            raise FileFormatError(
-                f"{entry['name']} has {model.count_params()} parameters here and {entry['parameters']} in the list: "
-                "keras.applications or the channel groups have changed."
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        accuracy_build.save(model, path)
-    return path
+    path = cache_dir / "keras" / f"{entry['name']}.keras"
+    if path.is_file():
+        return keras.saving.load_model(path, compile=False)
+    model = accuracy_build.build(entry)
+    if model.count_params() != entry["parameters"]:
+        raise FileFormatError(
+            f"{entry['name']} has {model.count_params()} parameters here and {entry['parameters']} in the list: "
+            "keras.applications or the channel groups have changed."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    accuracy_build.save(model, path)
+    return model
 
 
 def _tflite(entry: Entry, precision: str, cache_dir: Path) -> bytes:
     from latency_lab.convert import to_tflite
 
-    return to_tflite(keras_file(entry, cache_dir), precision=precision)
+    return to_tflite(keras_model(entry, cache_dir), precision=precision)
 
 
 def _onnx(entry: Entry, precision: str, cache_dir: Path) -> bytes:
@@ -125,13 +127,13 @@ def _onnx(entry: Entry, precision: str, cache_dir: Path) -> bytes:
         import accuracy_light
 
         return accuracy_light.model_bytes(entry, precision)
-    return to_onnx(keras_file(entry, cache_dir), precision=precision)
+    return to_onnx(keras_model(entry, cache_dir), precision=precision)
 
 
 def _graphdef(entry: Entry, precision: str, cache_dir: Path) -> bytes:
     from latency_lab.convert import to_graphdef
 
-    return bytes(to_graphdef(keras_file(entry, cache_dir)))
+    return bytes(to_graphdef(keras_model(entry, cache_dir)))
 
 
 CONVERTERS: dict[str, Callable[[Entry, str, Path], bytes]] = {

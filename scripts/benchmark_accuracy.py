@@ -3,7 +3,9 @@
     scripts/benchmark_accuracy --runtime litert --precision float32 --threads 1 -o docs/accuracy.json
 
 One runtime, precision and thread count a call; their results stand beside one another in the output. All goes on where
-it stopped: the profile from its journal, each network from the blocks that were measured. Networks come from
+it stopped: the profile from its journal, each network from the blocks that were measured. Networks are measured between
+the profile's operations: a shared machine is faster in some minutes than in others, and both should see the same. They
+come from
 accuracy_networks.json, converted beforehand by accuracy_models.py (which see); those without a file are listed with
 the reason. The prediction is of the very file that is measured; that of the .keras file stands beside it.
 """
@@ -25,11 +27,13 @@ import numpy as np
 import latency_lab as ll
 from latency_lab import files
 from latency_lab.errors import LatencyLabError
-from latency_lab.plan import general_plan, refinement
+from latency_lab.plan import measure_in_general
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import LocalWorker, Protocol, WorkerDiedError, statistic
+from latency_lab.profiling import LocalWorker, Progress, Protocol, WorkerDiedError, statistic
 from latency_lab.profiling.environment import conditions, identity
 
+PASS_SHARES = (0.4, 0.6)
+"""Rounds of the networks that go with the first and the second pass of the profile."""
 FIGURES = ("error", "keras_error", "error_without_exact")
 
 
@@ -39,11 +43,12 @@ def main() -> None:
     key = f"{args.runtime} {args.precision} {args.threads} thread{'s' * (args.threads > 1)}"
     folder = args.cache / "runs" / key.replace(" ", "-").replace("/", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    profile, made = general_profile(args.runtime, args.precision, args.threads, args.name or key, folder)
     entries = [e for e in accuracy_models.networks() if accuracy_models.runs_on(e, args.runtime)]
     found, missing = _files(entries, args.runtime, args.precision, args.cache)
-    blocks = measured(found, args.runtime, args.threads, folder / "networks.jsonl")
-    rows = [row(entry, path, profile, blocks.get(entry["name"], []), args.cache) for entry, path in found]
+    networks = Networks(found, args.runtime, args.threads, folder / "networks.jsonl")
+    profile, made = general_profile(args, key, folder, networks)
+    networks.finish()
+    rows = [row(entry, path, profile, networks.blocks.get(entry["name"], []), args.cache) for entry, path in found]
     run = {"profile": made, **summary(rows), "networks": rows, "not_measured": missing}
     done: dict[str, Any] = {"environment": identity(), "runs": {}}
     if args.output.exists():
@@ -54,25 +59,25 @@ def main() -> None:
 
 
 def general_profile(
-    runtime: str, precision: str, threads: int, name: str, folder: Path
+    args: argparse.Namespace, key: str, folder: Path, networks: Networks
 ) -> tuple[DeviceProfile, dict[str, Any]]:
     """The general profile, made or found, and how long it took over all calls that made it."""
     path, report = folder / "profile.json.gz", folder / "profile-made.json"
     if path.exists() and report.exists():
         return ll.load_profile(path), json.loads(report.read_text())
-    journal, spent = folder / "profile.journal.jsonl", _Stopwatch(folder / "seconds.json")
+    spent, before = _Stopwatch(folder / "seconds.json"), networks.seconds
     with spent:
-        tasks = general_plan(runtime, precision)
-        first = ll.fit_profile(ll.profile(tasks, runtime=runtime, threads=threads, journal=journal), name=name)
-    print(f"{len(tasks)} tasks, {spent.seconds:.0f} s; refining ...", flush=True)
-    with spent:
-        tasks = refinement(first)
-        book = ll.profile(tasks, runtime=runtime, threads=threads, journal=journal)
-        profile = ll.fit_profile(book, name=name)
-    print(f"{len(tasks)} more, {spent.seconds:.0f} s in all", flush=True)
+        book = measure_in_general(
+            args.runtime,
+            precision=args.precision,
+            threads=args.threads,
+            journal=folder / "profile.journal.jsonl",
+            on_progress=networks.between,
+        )
+        profile = ll.fit_profile(book, name=args.name or key)
     profile.save(path)
     made = {
-        "seconds": round(spent.seconds, 1),
+        "seconds": round(spent.seconds - (networks.seconds - before), 1),
         "points": len(book.blocks),
         "failed": len(book.failures),
         "rounds": Protocol().rounds,
@@ -129,36 +134,69 @@ def _files(
     return found, missing
 
 
-def measured(
-    found: Sequence[tuple[dict[str, Any], Path]], runtime: str, threads: int, journal: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """Blocks of each network, interleaved round by round in random orders, over two processes."""
-    blocks: dict[str, list[dict[str, Any]]] = {}
-    lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    for line in lines:
-        blocks.setdefault(line["name"], []).append(line)
-    protocol, worker = Protocol(), None
-    settings = {"block_ms": protocol.block_ms, "min_repeats": protocol.min_repeats, "warm_up": protocol.warm_up}
-    with journal.open("a") as file:
-        for round_ in range(protocol.rounds):
-            waiting = [(e, p) for e, p in found if all(b["round"] != round_ for b in blocks.get(e["name"], []))]
-            if worker is not None and round_ == (protocol.rounds + 1) // 2:
-                worker.close()
-                worker = None
-            random.Random(round_).shuffle(waiting)
-            for entry, path in waiting:
-                worker = worker or LocalWorker(runtime, threads)
-                try:
-                    block = worker.block(str(path), settings)
-                except WorkerDiedError as error:
-                    block, worker = {"status": "failed", "reason": str(error)}, None
-                line = {**block, "name": entry["name"], "round": round_}
-                blocks.setdefault(entry["name"], []).append(line)
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-    if worker is not None:
-        worker.close()
-    return blocks
+class Networks:
+    """Whole networks, measured between the blocks of the profile, so that both see the machine in the same states.
+
+    Attributes:
+        blocks: name -> blocks so far.
+        seconds: spent on them.
+    """
+
+    def __init__(self, found: Sequence[tuple[dict[str, Any], Path]], runtime: str, threads: int, journal: Path) -> None:
+        self.blocks: dict[str, list[dict[str, Any]]] = {}
+        self.seconds = 0.0
+        self._passes = 0
+        self._start = lambda: LocalWorker(runtime, threads)
+        self._worker: LocalWorker | None = None
+        for line in journal.read_text().splitlines() if journal.exists() else []:
+            block = json.loads(line)
+            self.blocks.setdefault(block["name"], []).append(block)
+        self._file = journal.open("a")
+        self._waiting = []
+        for round_ in range(Protocol().rounds):
+            left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
+            random.Random(round_).shuffle(left)
+            self._waiting += [(entry["name"], path, round_) for entry, path in left]
+        self._all = len(self._waiting)
+
+    def between(self, progress: Progress) -> None:
+        """Called after each block of the profile: measures the networks that are due. A pass has its own share."""
+        share = progress.done / progress.total
+        self._passes += progress.done == 1
+        due = self._all * (PASS_SHARES[0] * share if self._passes == 1 else PASS_SHARES[0] + PASS_SHARES[1] * share)
+        while self._waiting and self._all - len(self._waiting) < due:
+            self._one()
+
+    def finish(self) -> None:
+        """Measures what is left."""
+        while self._waiting:
+            self._one()
+        if self._worker is not None:
+            self._worker.close()
+        self._file.close()
+
+    def _one(self) -> None:
+        began = time.monotonic()
+        name, path, round_ = self._waiting.pop(0)
+        protocol = Protocol()
+        settings = {"block_ms": protocol.block_ms, "min_repeats": protocol.min_repeats, "warm_up": protocol.warm_up}
+        if self._worker is None or self._all - len(self._waiting) == self._all // 2:
+            self._restart()
+        try:
+            block = self._worker.block(str(path), settings)
+        except WorkerDiedError as error:
+            block = {"status": "failed", "reason": str(error)}
+            self._restart()
+        line = {**block, "name": name, "round": round_}
+        self.blocks.setdefault(name, []).append(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self.seconds += time.monotonic() - began
+
+    def _restart(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        self._worker = self._start()
 
 
 def row(

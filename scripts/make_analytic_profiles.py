@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes the analytic profiles of device_profiles/ from the datasheet numbers below: `scripts/make_analytic_profiles.py`.
+"""Writes the analytic profiles of device_profiles/ from the datasheet numbers below.
 
-A peak is that of the number format that it names, and the roofline counts 4 bytes a number all the same. The six devices
-of MorphNet's latency regularizer have its numbers, so that its costs are reproduced; where they differ from the
-datasheet, `note` says so.
+A peak is that of the number format that it names, and the roofline counts 4 bytes a number all the same. The six
+devices of MorphNet's latency regularizer have its numbers, so that its costs are reproduced; where they differ from
+the datasheet, `note` says so.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ DATASHEETS = {
     "edge-tpu": Datasheet(
         "Google Coral USB Accelerator (Edge TPU)", 4000, "int8", 0.5,
         "Coral USB Accelerator datasheet, https://coral.ai/static/files/Coral-USB-Accelerator-datasheet.pdf",
-        "the bandwidth is that of USB 3.1 Gen 1 (5 Gb/s, 8b/10b coded), which the device has in place of memory: far too "
-        "slow for networks whose tensors stay in its 8 MB on the chip; right for an operation that takes from the host "
-        "and gives back",
+        "the bandwidth is that of USB 3.1 Gen 1 (5 Gb/s, 8b/10b coded), which the device has in place of memory: right "
+        "for an operation that takes from the host and gives back, far too slow for a network whose tensors stay in "
+        "its 8 MB on the chip",
     ),
 }  # fmt: skip
 """Name of the profile -> datasheet."""

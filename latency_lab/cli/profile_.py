@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from latency_lab.errors import UsageError
 from latency_lab.profiles.store import name_of
 
 if TYPE_CHECKING:
-    from latency_lab.profiling import Task
+    from latency_lab.profiling import Journal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +61,7 @@ class Profiled:
         unstable: names of those whose interval is wider than 10 % of their latency.
         rounds: blocks each.
         samples: in all blocks of the journal.
-        seconds: that this run measured, model building included.
-        seconds_in_all: with reading, planning and fitting.
+        seconds: that this run took, with reading, planning and fitting.
     """
 
     profile: str
@@ -74,13 +72,9 @@ class Profiled:
     rounds: int
     samples: int
     seconds: float
-    seconds_in_all: float
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.points} points, {self.rounds} rounds, {self.samples} samples, {self.seconds:.1f} seconds "
-            f"({self.seconds_in_all:.1f} with reading and fitting)"
-        ]
+        lines = [f"{self.points} points, {self.rounds} rounds, {self.samples} samples, {self.seconds:.1f} seconds"]
         if self.unstable:
             lines.append(f"{len(self.unstable)} points are unstable (interval wider than 10 %): see latency-lab doctor")
         lines += [f"failed: {name}: {reason}" for name, reason in self.failed.items()]
@@ -93,20 +87,15 @@ class Profiled:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, measure, fit, write."""
+    import latency_lab
+
     journal_path, name = _journal_path(args), args.name or name_of(args.output)
     began = time.monotonic()
     quiet()
-    tasks = _plan(args)
-    note(f"{len(tasks)} points to measure on {args.runtime}, {args.threads} thread(s); blocks go to {journal_path}")
-    journal, seconds = _measure(args, tasks, journal_path)
-    profile = _fit(journal, name)
-    if not args.models:
-        from latency_lab.plan import refinement
-
-        more = refinement(profile)
-        note(f"{len(more)} more where it is least sure")
-        journal, further = _measure(args, more, journal_path)
-        profile, seconds = _fit(journal, name), seconds + further
+    note(f"blocks go to {journal_path}")
+    journal = (_of_models if args.models else _in_general)(args, journal_path)
+    note("fitting ...")
+    profile = latency_lab.fit_profile(journal, name=name)
     if args.output == "-":
         write_json("-", profile.to_json())
     else:
@@ -119,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
         unstable=[key for key in journal.blocks if journal.statistic(key).unstable],
         rounds=int(journal.protocol["rounds"]),
         samples=journal.samples,
-        seconds=round(seconds, 1),
-        seconds_in_all=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - began, 1),
     )
     if args.output == "-":
         note(str(done))
@@ -129,41 +117,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Sequence[Task]:
-    """What to measure: of the models that were named, or in general."""
+def _in_general(args: argparse.Namespace, journal: Path) -> Journal:
+    from latency_lab.plan import measure_in_general
+
+    with ProgressLine(f"profiling {args.runtime}") as line:
+        return measure_in_general(args.runtime, precision=args.precision, journal=journal, **_settings(args, line))
+
+
+def _of_models(args: argparse.Namespace, journal: Path) -> Journal:
+    import latency_lab
     from latency_lab.plan import plan
 
     with ExitStack() as stack:
         paths = [stack.enter_context(model_file(m, READABLE)) for m in args.models]
         graphs = [load_graph(path, args.input_shape) for path in paths]
-    return plan(graphs, args.runtime, args.precision)
+    tasks = plan(graphs, args.runtime, args.precision)
+    note(f"{len(tasks)} points to measure on {args.runtime}, {args.threads} thread(s)")
+    with ProgressLine(f"profiling {args.runtime}") as line:
+        return latency_lab.profile(tasks, runtime=args.runtime, journal=journal, **_settings(args, line))
 
 
-def _measure(args: argparse.Namespace, tasks: Sequence[Task], journal: Path) -> tuple[Any, float]:
-    """The journal, and the seconds that measuring took."""
-    import latency_lab
+def _settings(args: argparse.Namespace, line: ProgressLine) -> dict[str, Any]:
     from latency_lab.profiling import Protocol
 
-    began = time.monotonic()
-    with ProgressLine(f"profiling {args.runtime}") as line:
-        found = latency_lab.profile(
-            tasks,
-            runtime=args.runtime,
-            threads=args.threads,
-            journal=journal,
-            protocol=Protocol(rounds=args.rounds) if args.rounds else None,
-            force=args.force,
-            on_progress=lambda progress: line(progress.done, progress.total),
-            start_worker=starter(args),
-        )
-    return found, time.monotonic() - began
-
-
-def _fit(journal: Any, name: str) -> Any:
-    import latency_lab
-
-    note("fitting ...")
-    return latency_lab.fit_profile(journal, name=name)
+    return {
+        "threads": args.threads,
+        "protocol": Protocol(rounds=args.rounds) if args.rounds else None,
+        "force": args.force,
+        "on_progress": lambda progress: line(progress.done, progress.total),
+        "start_worker": starter(args),
+    }
 
 
 def _journal_path(args: argparse.Namespace) -> Path:

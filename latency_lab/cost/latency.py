@@ -13,7 +13,7 @@ from latency_lab.cost.estimate import Estimate, OpEstimate
 from latency_lab.cost.formula import OpSum
 from latency_lab.cost.grid import Grids
 from latency_lab.cost.roofline import roofline_terms
-from latency_lab.cost.terms import Beyond, Polynomial, Terms
+from latency_lab.cost.terms import Terms, bilinear
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
 from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, fuse
@@ -21,7 +21,7 @@ from latency_lab.profiles.layout import with_reorders
 
 if TYPE_CHECKING:
     from latency_lab.graph import ChannelGraph, Unknown
-    from latency_lab.profiles import DeviceProfile, OpPrediction
+    from latency_lab.profiles import DeviceProfile, Grid, NetworkCorrection, OpPrediction
 
 UNKNOWN = frozenset({"extrapolated", "bounded"})
 
@@ -37,9 +37,9 @@ class _Part(NamedTuple):
 class LatencyCost(OpCost):
     """Latency of a network on the device of a profile, in ms.
 
-        latency(w) = b*n + a * sum_k grid_k(in_k(w), out_k(w)) + c * sum_k max(0, bytes_k(w) - cache)
+        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b + c * weight_bytes_k(w))
 
-    over the n kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
+    over the kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
     kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic
     profile is evaluated in closed form: sum_i max(FLOPs/peak, bytes/bandwidth), nothing fused. A layer that the graph
     has no op for is bounded by its tensors at the device's bandwidth.
@@ -179,8 +179,13 @@ def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
     network = profile.network
     tables: dict[OpConfig, Any] = {op: profile.grid(op) for op in dict.fromkeys(ops)}
     found = [tables[op] for op in ops]
-    grids = Grids.of([(grid.in_knots, grid.out_knots, network.a * grid.values_ms + network.b_ms) for grid in found])
-    if not network.c_ms_per_byte:
-        return grids
-    traffic = Polynomial.of(ops, lambda op: op.traffic_bytes)
-    return Beyond(grids, traffic, float(network.cache_bytes), network.c_ms_per_byte)
+    return Grids.of([(g.in_knots, g.out_knots, _in_network(network, op, g)) for op, g in zip(ops, found, strict=True)])
+
+
+def _in_network(network: NetworkCorrection, op: OpConfig, grid: Grid) -> numpy.ndarray:
+    """A grid's values as they count inside of a network, [in knots, out knots]."""
+    rest, per_in, per_out, both = bilinear(op, lambda op: op.weight_bytes)
+    ins = grid.in_knots[:, None]
+    outs = grid.out_knots[None, :] if len(grid.out_knots) > 1 else ins * op.out_channels / op.in_channels
+    weight_bytes = rest + per_in * ins + per_out * outs + both * ins * outs
+    return numpy.asarray(network.per_kernel_ms(op, grid.values_ms, weight_bytes), float)

@@ -99,29 +99,6 @@ class Larger:
         return {"terms": "larger", "first": self.first.to_json(), "second": self.second.to_json()}
 
 
-@dataclass(frozen=True, eq=False)
-class Beyond:
-    """A sum of terms and of rate * max(0, bytes - cache_bytes): what does not fit into the cache is paid for again."""
-
-    terms: Terms
-    traffic: Polynomial
-    cache_bytes: float
-    rate: float
-
-    def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
-        """Value and slopes of each op."""
-        base, more = self.terms(x_in, x_out, xp), self.traffic(x_in, x_out, xp)
-        beyond = as_array(self.rate, xp) * xp.where(more[0] >= self.cache_bytes, as_array(1.0, xp), as_array(0.0, xp))
-        extra = (more[0] - self.cache_bytes, more[1], more[2])
-        value, slope_in, slope_out = (a + beyond * b for a, b in zip(base, extra, strict=True))
-        return value, slope_in, slope_out
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values that `terms_from_json` reads."""
-        data: dict[str, Any] = {"terms": "beyond", "cache_bytes": self.cache_bytes, "rate": self.rate}
-        return {**data, "of": self.terms.to_json(), "traffic": self.traffic.to_json()}
-
-
 def terms_from_json(data: Mapping[str, Any]) -> Terms:
     """The terms that `to_json` wrote.
 
@@ -137,10 +114,6 @@ def terms_from_json(data: Mapping[str, Any]) -> Terms:
         first, second = terms_from_json(data["first"]), terms_from_json(data["second"])
         if isinstance(first, Polynomial) and isinstance(second, Polynomial):
             return Larger(first, second)
-    if kind == "beyond":
-        traffic = terms_from_json(data["traffic"])
-        if isinstance(traffic, Polynomial):
-            return Beyond(terms_from_json(data["of"]), traffic, float(data["cache_bytes"]), float(data["rate"]))
     if kind == "grids":
         return Grids.from_json(data)
-    raise FileFormatError(f"Unknown terms of a cost: {kind!r}. Expected polynomial, larger, beyond or grids.")
+    raise FileFormatError(f"Unknown terms of a cost: {kind!r}. Expected polynomial, larger or grids.")

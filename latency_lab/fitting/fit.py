@@ -11,10 +11,8 @@ from latency_lab.fitting.fusions import find_fusions
 from latency_lab.fitting.network import fit_network
 from latency_lab.fitting.operations import check_sklearn, fit_ops, roofline_of
 from latency_lab.fitting.points import measured_ops
-from latency_lab.profiles import DeviceProfile, NetworkCorrection
+from latency_lab.profiles import DeviceProfile
 from latency_lab.profiling import Journal
-
-DEFAULT_CACHE_BYTES = 1 << 20
 
 
 def fit_profile(journal: Journal | str | Path, *, name: str | None = None) -> DeviceProfile:
@@ -48,15 +46,9 @@ def fit_profile(journal: Journal | str | Path, *, name: str | None = None) -> De
         precision=precision,
         fusions=fusions,
         layout_block=int(book.identity.get("layout_block") or 1) if precision == "float32" else 1,
-        network=NetworkCorrection(cache_bytes=_cache_bytes(book)),
         environment={**book.identity, "taken": book.notes[0].get("time") if book.notes else None},
         protocol=book.protocol,
         journal={"file": book.path.name, "sha256": book.digest, "failed": dict(sorted(book.failures.items()))},
     )
     fitted = fit_ops(bare, measured)
     return dataclasses.replace(fitted, network=fit_network(fitted, book))
-
-
-def _cache_bytes(journal: Journal) -> int:
-    caches = journal.identity.get("cache_bytes") or {}
-    return int(caches.get("L2", DEFAULT_CACHE_BYTES))

@@ -1,8 +1,9 @@
 """Fits the whole-network correction on networks that were measured beside the operations.
 
-    argmin over (a, d, b, c) of sum (features . (a, d, b, c) / measured - 1)^2 within bounds that physics allows
+    argmin over x of sum rho(features . x / measured - 1),   x = (a of each group, a * cold_share, b, c)
 
-and states how far each network is from a fit that has not seen it.
+within bounds that physics allows, rho the soft absolute value: a network that was measured in a bad moment pulls
+little. It states how far each network is from a fit that has not seen it.
 """
 
 from __future__ import annotations
@@ -15,29 +16,35 @@ import numpy.typing as npt
 
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
+from latency_lab.profiles.correction import GROUPS, group_of
 from latency_lab.profiles.layout import with_reorders
 from latency_lab.profiling import Journal
 
 Floats = npt.NDArray[np.float64]
 
-LOWER = np.array([0.5, 0.0, -0.01, 0.0])
-UPPER = np.array([1.6, 1.5, 0.02, 1e-6])
-PRIOR = np.array([1.0, 0.3, 0.0, 0.0])
+PRIOR = np.array([*[1.0] * len(GROUPS), 0.3, 0.0, 0.0])
+LOWER = np.array([*[0.6] * len(GROUPS), 0.0, -np.inf, 0.0])
+UPPER = np.array([*[1.6] * len(GROUPS), 1.5, 0.02, 1e-6])
+MOST_OF_A_CALL = 0.95
+"""b takes off at most this share of the cheapest lone kernel."""
 PRIOR_WEIGHT = 0.02
+CLOSE = 0.02
+"""Relative errors beyond this count less than their square."""
+LEAST_NETWORKS = 4
 
 
 def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     """The correction for a profile whose tables and predictors are fitted.
 
     Args:
-        profile: its `network.cache_bytes` is kept.
+        profile: with the fusions and the layout of the runtime.
         journal: networks are its tasks of that role.
 
     Returns:
         The correction; with fewer than 4 networks, a sum of lone operations that claims +-50 %.
     """
     keys = [key for key, task in journal.tasks.items() if task.role == "network" and key in journal.blocks]
-    if len(keys) < 4:
+    if len(keys) < LEAST_NETWORKS:
         return dataclasses.replace(profile.network, half_width=0.5)
     hot = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=0.0))
     cold = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=1.0))
@@ -47,15 +54,18 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         rows.append(_features(ops, hot, cold))
         measured.append(journal.statistic(key).latency_ms)
     terms, latency = np.array(rows), np.array(measured)
-    a, d, b, c = _solve(terms, latency)
+    lower = LOWER.copy()
+    lower[-2] = -MOST_OF_A_CALL * min(p.latency_ms for t in profile.tables.values() for p in t.points.values())
+    found = _solve(terms, latency, lower)
     chosen = np.arange(len(keys))
-    residuals = [float(terms[i] @ _solve(terms[chosen != i], latency[chosen != i]) / latency[i] - 1) for i in chosen]
+    residuals = [
+        float(terms[i] @ _solve(terms[chosen != i], latency[chosen != i], lower) / latency[i] - 1) for i in chosen
+    ]
     return NetworkCorrection(
-        a=float(a),
-        b_ms=float(b),
-        c_ms_per_byte=float(c),
-        cold_share=float(d / a),
-        cache_bytes=profile.network.cache_bytes,
+        a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
+        b_ms=float(found[-2]),
+        c_ms_per_byte=float(found[-1]),
+        cold_share=float(found[-3]) if terms[:, -3].any() else 0.0,
         residuals=tuple(round(r, 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
     )
@@ -76,20 +86,26 @@ def conformal_quantile(errors: npt.ArrayLike, level: float) -> float:
 
 
 def _features(ops: Sequence[OpConfig], hot: DeviceProfile, cold: DeviceProfile) -> list[float]:
-    """[sum of hot, sum of cold - hot, number of kernels, bytes beyond the cache]."""
-    warm = sum(p.latency_ms for p in hot.predict(ops))
-    chilled = sum(p.latency_ms for p in cold.predict(ops))
-    beyond = sum(max(0, op.traffic_bytes - hot.network.cache_bytes) for op in ops)
-    return [warm, chilled - warm, float(len(ops)), float(beyond)]
+    """[hot times of each group, cold - hot of all, number of kernels, bytes of weights]."""
+    warm, chilled = hot.predict(ops), cold.predict(ops)
+    sums = dict.fromkeys(GROUPS, 0.0)
+    for op, prediction in zip(ops, warm, strict=True):
+        sums[group_of(op)] += prediction.latency_ms
+    extra = sum(c.latency_ms - h.latency_ms for c, h in zip(chilled, warm, strict=True))
+    return [*sums.values(), extra, float(len(ops)), float(sum(op.weight_bytes for op in ops))]
 
 
-def _solve(terms: Floats, latency_ms: Floats) -> Floats:
-    """Bounded least squares of relative errors, with a light pull towards a plain sum."""
-    from scipy.optimize import lsq_linear
+def _solve(terms: Floats, latency_ms: Floats, lower: Floats) -> Floats:
+    """Bounded robust least squares of relative errors, with a light pull towards a plain sum."""
+    from scipy.optimize import least_squares
 
     scale = np.maximum(np.abs(terms).mean(axis=0), 1e-12)
-    design = terms / latency_ms[:, None]
-    pull = np.diag(PRIOR_WEIGHT * np.sqrt(len(terms)) * scale / scale[0])
-    stacked = np.vstack([design, pull])
-    wanted = np.concatenate([np.ones(len(terms)), pull @ PRIOR])
-    return np.asarray(lsq_linear(stacked, wanted, bounds=(LOWER, UPPER)).x, np.float64)
+    design = terms / latency_ms[:, None] / scale
+    pull = PRIOR_WEIGHT * np.sqrt(len(terms)) * scale / scale[: len(GROUPS)].sum()
+    start = np.clip(PRIOR, lower + 1e-9, UPPER - 1e-9) * scale
+
+    def residuals(x: Floats) -> Floats:
+        return np.concatenate([design @ x - 1.0, pull * (x / scale - PRIOR)])
+
+    found = least_squares(residuals, start, bounds=(lower * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
+    return np.asarray(found.x / scale, np.float64)

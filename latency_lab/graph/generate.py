@@ -84,8 +84,8 @@ def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 
         macs: least and most multiply-adds; the network's are spread evenly between their logarithms.
 
     Returns:
-        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted residuals): multiples of 8
-        in three networks of five, else of 4 or any.
+        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted
+        residuals): multiples of 8 in three networks of five, else of 4 or any.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -232,12 +232,13 @@ def _cell(stack: _Stack, rng: np.random.Generator, x: _Tensor, channels: int, st
     sums = []
     for _ in range(3):
         parts = []
-        for size in (int(rng.choice([3, 5, 7])), 3):
+        for size in (int(rng.choice([3, 5, 7])), int(rng.choice([0, 3, 3]))):
+            if not size:
+                kind = str(rng.choice(["max_pool", "avg_pool"]))
+                parts.append(stack.add(kind, x, kernel_size=(3, 3), strides=(stride, stride), padding="same"))
+                continue
             y = stack.depthwise(stack.add("activation", x, activation="relu"), size, stride, None)
             parts.append(stack.conv(y, width, 1, 1, None))
-        if rng.random() < 0.4:
-            kind = str(rng.choice(["max_pool", "avg_pool"]))
-            parts[1] = stack.add(kind, x, kernel_size=(3, 3), strides=(stride, stride), padding="same")
         sums.append(stack.add("add", *parts, operands=2))
     return stack.add("concatenate", *sums, operands=3)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from latency_lab.graph import ChannelGraph
 from latency_lab.plan.general import general_plan, refinement
 from latency_lab.plan.model import model_plan, sweep
+from latency_lab.plan.passes import measure_in_general
 from latency_lab.profiling import Task
 
-__all__ = ["general_plan", "model_plan", "plan", "refinement", "sweep"]
+__all__ = ["general_plan", "measure_in_general", "model_plan", "plan", "refinement", "sweep"]
 
 
 def plan(graphs: Sequence[ChannelGraph], runtime: str, precision: str = "float32") -> tuple[Task, ...]:

@@ -279,7 +279,9 @@ _BINARY_SHARES = [0.3, 0.12, 0.06, 0.06, 0.28, 0.06, 0.12]
 
 def _concatenate(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
     operands = int(rng.choice([2, 2, 2, 3, 4, 5]))
-    return {"kind": "concatenate", **_image(rng, max(numbers, 16 * operands * 25), 112), "operands": operands}
+    image = _image(rng, numbers, 112)
+    channels = max(image["in_channels"], 2 * operands)
+    return {"kind": "concatenate", **image, "in_channels": channels, "out_channels": channels, "operands": operands}
 
 
 def _pool(rng: np.random.Generator, numbers: float) -> dict[str, Any]:

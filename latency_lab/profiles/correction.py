@@ -1,21 +1,40 @@
 """From lone kernels to a whole network.
 
-    latency = a * sum(kernel_ms) + b * n_kernels + c * sum(max(0, bytes - cache_bytes))
+    latency = sum_k (a_g(k) * kernel_ms_k + b + c * weight_bytes_k)
     kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
 
-A lone kernel runs with a warm cache and pays for its own call; inside of a network caches are colder and the call is
-paid once. The four numbers are fitted on whole networks that were measured on the device.
+A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
+network the weights come from memory once a run, inputs were written by other kernels, and the call is paid once. How
+much of that a kernel feels depends on what it does, so a is a number for each group of kinds. All are fitted on whole
+networks that were measured on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.ops import OpConfig
+from latency_lab.ops import KERNELED, OpConfig
+
+GROUPS = ("window", "pointwise", "depthwise", "other")
+
+
+def group_of(op: OpConfig) -> str:
+    """Which of `GROUPS` a kernel is of: window (k x k), pointwise (1x1, dense), depthwise, other.
+
+    Example:
+        >>> from latency_lab.ops import OpConfig
+        >>> group_of(OpConfig("conv2d", height=8, width=8, kernel_size=(3, 3)))
+        'window'
+    """
+    if op.kind not in KERNELED:
+        return "other"
+    if op.kind == "depthwise_conv2d":
+        return "depthwise"
+    return "window" if max(*op.kernel_size, op.kernel_depth) > 1 else "pointwise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +42,28 @@ class NetworkCorrection:
     """The fitted numbers, and how far whole networks were from them.
 
     Attributes:
-        a: factor on the sum of the kernels' times.
+        a: group of kinds -> factor on its kernels' times; 1 for a group that is not there.
         b_ms: added for each kernel, ms (negative where a lone kernel pays for a call that a network does not).
-        c_ms_per_byte: for each byte that a kernel moves beyond `cache_bytes`.
+        c_ms_per_byte: for each byte of weights.
         cold_share: how much of what a kernel takes longer with a flushed cache it takes longer inside of a network
             (0 where cold times were not measured).
-        cache_bytes: size of the cache that a kernel's tensors may stay in.
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
     """
 
-    a: float = 1.0
+    a: Mapping[str, float] = field(default_factory=dict)
     b_ms: float = 0.0
     c_ms_per_byte: float = 0.0
     cold_share: float = 0.0
-    cache_bytes: int = 0
     residuals: tuple[float, ...] = ()
     half_width: float = 0.0
+
+    def per_kernel_ms(
+        self, op: OpConfig, kernel_ms: npt.ArrayLike, weight_bytes: npt.ArrayLike
+    ) -> npt.NDArray[np.float64]:
+        """What a kernel adds to a network, ms; arrays of times and weights give an array."""
+        scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
+        return np.asarray(scaled + self.b_ms + self.c_ms_per_byte * np.asarray(weight_bytes, np.float64))
 
     def latency_ms(self, ops: Sequence[OpConfig], kernel_ms: npt.ArrayLike) -> float:
         """Latency of a network of these kernels, ms.
@@ -48,6 +72,6 @@ class NetworkCorrection:
             ops: the kernels, [n].
             kernel_ms: their times as `DeviceProfile.predict` gives them, [n].
         """
-        beyond = sum(max(0, op.traffic_bytes - self.cache_bytes) for op in ops)
-        total = float(np.sum(np.asarray(kernel_ms, np.float64)))
-        return self.a * total + self.b_ms * len(ops) + self.c_ms_per_byte * beyond
+        times = np.asarray(kernel_ms, np.float64)
+        parts = [self.per_kernel_ms(op, ms, op.weight_bytes) for op, ms in zip(ops, times, strict=True)]
+        return float(np.sum(parts))

@@ -19,7 +19,7 @@ def shipped_profiles() -> dict[str, Path]:
         folder = resources.files("device_profiles")
     except ModuleNotFoundError:
         return {}
-    found = {}
+    found: dict[str, Path] = {}
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(SUFFIXES):
             found.setdefault(name_of(entry.name), Path(str(entry)))

@@ -5,7 +5,8 @@
     {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "count": ..., "wall_ms": {...}}
     {"key": "...", "round": 0, "status": "failed", "reason": "..."}
 
-"task" stands in the first line of a key alone. A key and round stand in at most one line.
+"task" stands in the first line of a key alone. A key and round stand in at most one line. A run that goes on with other
+settings adds a header: the last one counts.
 """
 
 from __future__ import annotations
@@ -97,12 +98,17 @@ class Journal:
                 )
             _drop_partial_line(path)
             journal._file = path.open("a", encoding="utf-8")
+            if journal.protocol != protocol.to_json():
+                journal._append_header(journal.identity, protocol)
             return journal
         journal = cls(path)
         journal._file = path.open("w", encoding="utf-8")
-        header = {"key": "environment", "round": -1, "status": "header", "journal": VERSION}
-        journal.append({**header, "identity": dict(identity), "protocol": protocol.to_json()})
+        journal._append_header(identity, protocol)
         return journal
+
+    def _append_header(self, identity: Mapping[str, Any], protocol: Protocol) -> None:
+        header = {"key": "environment", "round": -1, "status": "header", "journal": VERSION}
+        self.append({**header, "identity": dict(identity), "protocol": protocol.to_json()})
 
     def append(self, line: dict[str, Any], task: Task | None = None) -> None:
         """Writes one line through to the file."""

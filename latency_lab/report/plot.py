@@ -84,10 +84,10 @@ def panels(profile: DeviceProfile) -> list[Panel]:
     if not best:
         measured = "It is analytic: nothing was measured." if profile.kind == "analytic" else ""
         raise UsageError(
-            f"The profile {profile.name!r} has no table of {MIN_POINTS} or more points along one channel count, so there "
+            f"The profile {profile.name!r} has no table of {MIN_POINTS} or more points along one channel count: there "
             f"is nothing to plot. {measured}".rstrip()
         )
-    stepped = {(str(step["family"]), str(step["axis"])) for step in profile.steps}
+    stepped = {(str(step["family"]), str(step["axis"])) for step in profile.steps if step["quantum"] > 1}
     order = sorted(best, key=lambda key: (key not in stepped, -len(best[key][2]), key))
     kept = sorted(order[:MAX_PANELS], key=lambda key: (key not in stepped, key[0], key[1] == "in"))
     return [_panel(profile, *best[key]) for key in kept]

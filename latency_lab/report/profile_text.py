@@ -61,7 +61,8 @@ def _network(profile: DeviceProfile) -> str:
     n = profile.network
     if profile.kind == "analytic":
         return ""
-    each = f"{n.a:.3f} * sum {n.b_ms * 1e3:+.2f} us a kernel {n.c_ms_per_byte * 1e9:+.3g} ns a kB beyond the cache"
+    factors = ", ".join(f"{a:.3f} * {group}" for group, a in n.a.items())
+    each = f"{factors}, {n.b_ms * 1e3:+.2f} us a kernel, {n.c_ms_per_byte * 1e9:+.3g} us a MB of weights"
     return f"{each}, from {len(n.residuals)} networks"
 
 

@@ -51,7 +51,7 @@ class Runtime(Protocol):
 
     @property
     def conversion_fusions(self) -> frozenset[str]:
-        """Merges that are done before the runtime sees a float32 model: "first+second", each a kind or an activation."""
+        """Merges done before the runtime sees a float32 model: "first+second", each a kind or an activation."""
         ...
 
     @property

@@ -16,7 +16,7 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 GRAPH = residual_net()
-LATENCY = LatencyCost(GRAPH, StepProfile(NetworkCorrection(a=1.1, b_ms=-0.001, c_ms_per_byte=1e-7, cache_bytes=10_000)))
+LATENCY = LatencyCost(GRAPH, StepProfile(NetworkCorrection(a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7)))
 COSTS = {
     "flops": FlopsCost(GRAPH),
     "latency": LATENCY,

@@ -39,6 +39,7 @@ def model(tmp_path):
     return path
 
 
+@pytest.mark.full
 def test_the_worker_times_a_model_of_ours(environment, model):
     worker = LocalWorker("litert", 1, worker_command(environment))
     try:
@@ -51,6 +52,7 @@ def test_the_worker_times_a_model_of_ours(environment, model):
     assert block["cold_ms"]["min"] > 0
 
 
+@pytest.mark.full
 def test_operations_are_profiled_and_models_measured_there(environment, model, tmp_path, capsys):
     journal = latency_lab.profile(
         [CONV],

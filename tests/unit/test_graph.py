@@ -45,8 +45,8 @@ def check_wires(network: Network) -> None:
         if op.kind == "concatenate":
             assert sum(m.out_channels for m in made) == op.in_channels
         elif op.broadcast:
-            assert [m.out_channels for m in made] == [op.in_channels] * 2
-            assert sizes.pop() == (1, 1)
+            assert [m.out_channels for m in made] == [op.in_channels] * op.operands
+            assert op.operands == 1 or sizes.pop() == (1, 1)
         else:
             assert {m.out_channels for m in made} == {op.in_channels}
         assert set(sizes) == {(op.height, op.width)}

@@ -1,0 +1,62 @@
+"""Measuring for a general profile in two passes: all of the plan in a few rounds, then more where those are least sure.
+
+The rounds that are left measure everything together, so that a slow minute of the machine hits a few blocks of many
+operations, those of the second pass among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from latency_lab.fitting import fit_profile
+from latency_lab.plan.general import general_plan, refinement
+from latency_lab.profiling import Journal, Progress, Protocol, Task, Worker, profile
+
+FIRST_ROUNDS = 2
+
+
+def measure_in_general(
+    runtime: str,
+    *,
+    precision: str = "float32",
+    threads: int = 1,
+    journal: str | Path,
+    protocol: Protocol | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    start_worker: Callable[[], Worker] | None = None,
+) -> Journal:
+    """Measures the general plan and its refinement: what `fit_profile` makes a general profile of.
+
+    Args:
+        runtime, threads, journal, force, on_progress, start_worker: as of `profiling.profile`.
+        precision: of the operations: "float32" or "int8".
+        protocol: of all rounds.
+
+    Returns:
+        The journal, with every task measured in every round or failed with its reason.
+
+    Raises:
+        MissingRuntimeError: the runtime or scikit-learn is not installed.
+        EnvironmentMismatchError: the journal is of another environment.
+    """
+
+    def measure(tasks: Iterable[Task], rounds: int) -> Journal:
+        some = dataclasses.replace(whole, rounds=rounds)
+        return profile(
+            tasks,
+            runtime=runtime,
+            threads=threads,
+            journal=journal,
+            protocol=some,
+            force=force,
+            on_progress=on_progress,
+            start_worker=start_worker,
+        )
+
+    whole = protocol or Protocol()
+    tasks = general_plan(runtime, precision)
+    first = fit_profile(measure(tasks, min(FIRST_ROUNDS, whole.rounds)))
+    return measure((*tasks, *refinement(first)), whole.rounds)
