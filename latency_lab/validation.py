@@ -21,10 +21,10 @@ from latency_lab.profiling.environment import conditions, identity
 
 SUFFIXES: Mapping[str, str] = {name: runtimes.get(name).suffix for name in runtimes.NAMES}
 """Runtime -> what its model files end in."""
-_CONVERTERS: Mapping[str, Callable[[Any], bytes]] = {
+_CONVERTERS: Mapping[str, Callable[[Any, str], bytes]] = {
     ".tflite": convert.to_tflite,
     ".onnx": convert.to_onnx,
-    ".pb": convert.to_graphdef,
+    ".pb": lambda model, precision: convert.to_graphdef(model),
 }
 COMPARE_ROUNDS = 12
 
@@ -199,7 +199,7 @@ def validate(
 
     Args:
         profile: of this device.
-        models: Keras models or .keras paths.
+        models: Keras models, or .keras paths or such of the profile's runtime (.tflite, .onnx).
         protocol: by default as many rounds as the profile was measured in.
         on_progress: called with (blocks done, blocks in all).
     """
@@ -214,7 +214,14 @@ def validate(
     named = {_name(model): model for model in models}
     predicted = [LatencyCost(ChannelGraph.from_model(model), profile).estimate().latency_ms for model in named.values()]
     protocol = protocol or Protocol(rounds=int(profile.protocol.get("rounds", Protocol().rounds)))
-    measured, _ = measure_all(named, profile.runtime, profile.threads, protocol=protocol, on_progress=on_progress)
+    measured, _ = measure_all(
+        named,
+        profile.runtime,
+        profile.threads,
+        protocol=protocol,
+        on_progress=on_progress,
+        precision=profile.precision,
+    )
     return Validation(profile.name, tuple((m.model, p, m.latency_ms) for m, p in zip(measured, predicted, strict=True)))
 
 
@@ -254,8 +261,14 @@ def measure_all(
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     start_worker: Callable[[], LocalWorker] | None = None,
+    precision: str = "float32",
 ) -> tuple[list[Measured], list[list[dict[str, Any]]]]:
     """Measures models interleaved: each round takes all of them in a new random order.
+
+    Args:
+        models: name -> Keras model or path.
+        runtime, threads, protocol, on_progress, start_worker: as of `measure`.
+        precision: that Keras models are converted to.
 
     Returns:
         A `Measured` and the blocks of each model, in the order of `models`.
@@ -266,10 +279,13 @@ def measure_all(
     protocol = protocol or Protocol()
     start = start_worker or (lambda: LocalWorker(runtime, threads))
     blocks: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
-    settings = {"block_ms": protocol.block_ms, "min_repeats": protocol.min_repeats, "warm_up": protocol.warm_up}
+    settings = protocol.settings(whole=True)
     done, environment = 0, {**identity(), **conditions(), "runtime": runtime, "threads": threads}
     with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
-        paths = {name: _file(model, runtime, Path(folder) / str(i)) for i, (name, model) in enumerate(models.items())}
+        paths = {
+            name: _file(model, runtime, precision, Path(folder) / str(i))
+            for i, (name, model) in enumerate(models.items())
+        }
         worker: LocalWorker | None = None
         try:
             for round_ in range(protocol.rounds):
@@ -302,7 +318,7 @@ def _block(worker: LocalWorker, name: str, path: Path, settings: Mapping[str, An
     return {**found, "round": round_}
 
 
-def _file(model: Any, runtime: str, target: Path) -> Path:
+def _file(model: Any, runtime: str, precision: str, target: Path) -> Path:
     """The file that the runtime runs: the model's own, or what a Keras model converts to."""
     suffix = runtimes.get(runtime).suffix
     if isinstance(model, (str, Path)):
@@ -314,7 +330,7 @@ def _file(model: Any, runtime: str, target: Path) -> Path:
         if path.suffix != ".keras":
             raise UsageError(f"{runtime} runs {suffix} and .keras files. Received: {path}")
     target = target.with_suffix(suffix)
-    target.write_bytes(_CONVERTERS[suffix](model))
+    target.write_bytes(_CONVERTERS[suffix](model, precision))
     return target
 
 

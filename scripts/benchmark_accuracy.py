@@ -178,8 +178,7 @@ class Networks:
     def _one(self) -> None:
         began = time.monotonic()
         name, path, round_ = self._waiting.pop(0)
-        protocol = Protocol()
-        settings = {"block_ms": protocol.block_ms, "min_repeats": protocol.min_repeats, "warm_up": protocol.warm_up}
+        settings = Protocol().settings(whole=True)
         if self._worker is None or self._all - len(self._waiting) == self._all // 2:
             self._restart()
         try:

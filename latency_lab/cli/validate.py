@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 
-from latency_lab.cli.inputs import KERAS, add_profile, model_file, quiet
+from latency_lab.cli.graphs import READABLE
+from latency_lab.cli.inputs import add_profile, model_file, quiet
 from latency_lab.cli.output import emit
 from latency_lab.cli.progress import ProgressLine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """MODEL... and --profile."""
-    parser.add_argument("models", metavar="MODEL", nargs="+", help=".keras files")
+    files = ".keras files, or files of the profile's runtime (.tflite, .onnx)"
+    parser.add_argument("models", metavar="MODEL", nargs="+", help=files)
     add_profile(parser)
 
 
@@ -23,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     profile = latency_lab.load_profile(args.profile)
     with ExitStack() as stack:
-        paths = [stack.enter_context(model_file(name, (KERAS,))) for name in args.models]
+        paths = [stack.enter_context(model_file(name, READABLE)) for name in args.models]
         with ProgressLine("measuring") as line:
             validation = latency_lab.validate(profile, paths, on_progress=line)
         emit(validation, as_json=args.json)

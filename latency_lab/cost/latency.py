@@ -4,6 +4,7 @@ knows and what it does not."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy
@@ -13,7 +14,7 @@ from latency_lab.cost.estimate import Estimate, OpEstimate
 from latency_lab.cost.formula import OpSum
 from latency_lab.cost.grid import Grids
 from latency_lab.cost.roofline import roofline_terms
-from latency_lab.cost.terms import Terms, bilinear
+from latency_lab.cost.terms import Terms, Values, bilinear
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
 from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, fuse
@@ -173,13 +174,33 @@ _REASONS = {
 }
 
 
+class _Chord:
+    """The grids of kernels as they count inside of a network, made when they are first asked for: most estimates read
+    the staircase alone."""
+
+    def __init__(self, ops: Sequence[OpConfig], profile: DeviceProfile) -> None:
+        self._ops, self._profile = ops, profile
+
+    @cached_property
+    def grids(self) -> Grids:
+        tables = {op: self._profile.grid(op) for op in dict.fromkeys(self._ops)}
+        network = self._profile.network
+        found = [(op, tables[op]) for op in self._ops]
+        return Grids.of([(grid.in_knots, grid.out_knots, _in_network(network, op, grid)) for op, grid in found])
+
+    def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
+        """Value and slopes of each op."""
+        return self.grids(x_in, x_out, xp)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `terms_from_json` reads."""
+        return self.grids.to_json()
+
+
 def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
     if profile.kind == "analytic":
         return roofline_terms(ops, profile.roofline.peak_gflops, profile.roofline.bandwidth_gb_s)
-    network = profile.network
-    tables: dict[OpConfig, Any] = {op: profile.grid(op) for op in dict.fromkeys(ops)}
-    found = [tables[op] for op in ops]
-    return Grids.of([(g.in_knots, g.out_knots, _in_network(network, op, g)) for op, g in zip(ops, found, strict=True)])
+    return _Chord(ops, profile)
 
 
 def _in_network(network: NetworkCorrection, op: OpConfig, grid: Grid) -> numpy.ndarray:

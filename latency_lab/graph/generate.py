@@ -5,7 +5,7 @@ A network is given as a model is read: conv, batch norm and activation apart, be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +13,10 @@ import numpy as np
 from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
 
-_RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
-_MAX_WIDTH = 512
+RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
+_MAX_WIDTH = 640
 _MIN_SIZE = 8
-_MAX_BLOCKS = 32
+_MAX_BLOCKS = 40
 _TRIES = 100
 
 
@@ -40,7 +40,7 @@ class _Stack:
         return sum(op.macs for op, _ in self.nodes)
 
     def round(self, channels: float) -> int:
-        """Whole units of channels: at least 8, at most 512."""
+        """Whole units of channels: at least 8, at most 640."""
         return int(min(max(self.unit * round(channels / self.unit), 8), _MAX_WIDTH))
 
     def add(self, kind: str, x: _Tensor, *others: _Tensor, out: int | None = None, **static: object) -> _Tensor:
@@ -76,15 +76,20 @@ _Block = Callable[[_Stack, np.random.Generator, _Tensor, int, int, str], _Tensor
 """(stack, rng, input, channels, stride, activation) -> output."""
 
 
-def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 400e6)) -> Network:
+def random_network(
+    rng: np.random.Generator,
+    macs: tuple[float, float] = (10e6, 400e6),
+    resolutions: Sequence[int] = RESOLUTIONS,
+) -> Network:
     """One network: a stem, blocks of a few kinds at falling resolution and growing width, global pooling and dense.
 
     Args:
         rng: the same generator state gives the same network.
         macs: least and most multiply-adds; the network's are spread evenly between their logarithms.
+        resolutions: positions a side of the image, of which one is drawn.
 
     Returns:
-        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 512 (times 6 inside inverted
+        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 640 (times 6 inside inverted
         residuals): multiples of 8 in three networks of five, else of 4 or any.
 
     Raises:
@@ -99,16 +104,16 @@ def random_network(rng: np.random.Generator, macs: tuple[float, float] = (10e6, 
     """
     low, high = macs
     for _ in range(_TRIES):
-        network = _draw(rng, float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+        network = _draw(rng, float(np.exp(rng.uniform(np.log(low), np.log(high)))), resolutions)
         if low <= sum(op.macs for op, _ in network.nodes) <= high:
             return network
     raise UsageError(f"Found no network of {low:.3g} to {high:.3g} multiply-adds. Give `macs` a wider range.")
 
 
-def _draw(rng: np.random.Generator, goal: float) -> Network:
+def _draw(rng: np.random.Generator, goal: float, resolutions: Sequence[int]) -> Network:
     """A network of about `goal` multiply-adds."""
     stack = _Stack(unit=int(rng.choice([8, 8, 8, 4, 1])))
-    size = int(rng.choice(_RESOLUTIONS))
+    size = int(rng.choice(resolutions))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
     width = stack.round(rng.uniform(8, 64))
     x = stack.conv(_Tensor(-1, size, size, 3), width, 3, 2 if size >= 32 else 1, act)

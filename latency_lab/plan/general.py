@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from latency_lab import runtimes
+from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.distributions import draw_ops, in_type
 from latency_lab.plan.networks import generated_networks
@@ -69,7 +70,7 @@ def refinement(profile: DeviceProfile, count: int = REFINED) -> tuple[Task, ...]
         candidates.setdefault(op.family, []).append(op)
     weight = dict.fromkeys(candidates, 0.0)
     for network in generated_networks(np.random.default_rng(2), 24):
-        ops = [kernel.op for kernel in fuse(network.of_type(profile.precision), profile.fusions)]
+        ops = [kernel.op for kernel in kernels_of(network.of_type(profile.precision), profile)]
         predictions = profile.predict(ops)
         total = sum(p.latency_ms for p in predictions)
         for op, p in zip(ops, predictions, strict=True):

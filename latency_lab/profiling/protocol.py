@@ -30,17 +30,25 @@ class Protocol:
         rounds: blocks an operation.
         processes: worker processes that the rounds are spread over.
         block_ms: repeats of a block go on to about this long.
-        min_repeats: samples of a block at least.
+        min_repeats: samples of an operation's block at least.
+        network_repeats: samples of a whole network's block at least: it is long, and few of its runs go through without
+            being disturbed.
         warm_up: runs before them.
         seed: of the orders.
     """
 
     rounds: int = 5
     processes: int = 2
-    block_ms: float = 5.0
+    block_ms: float = 4.0
     min_repeats: int = 3
+    network_repeats: int = 8
     warm_up: int = 2
     seed: int = 0
+
+    def settings(self, whole: bool) -> dict[str, Any]:
+        """What a worker is told of a block, of a whole network or of a lone operation."""
+        repeats = self.network_repeats if whole else self.min_repeats
+        return {"block_ms": self.block_ms, "min_repeats": repeats, "warm_up": self.warm_up}
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""

@@ -148,12 +148,11 @@ class _Run:
 
     def _block(self, task: Task, round_: int, folder: Path) -> dict[str, Any]:
         line: dict[str, Any] = {"key": task.key, "round": round_}
+        whole = task.role == "network"
         settings = {
-            "kernels": self.runtime.times_kernels and task.role != "network",
+            **self.protocol.settings(whole),
+            "kernels": self.runtime.times_kernels and not whole,
             "cold": int(task.cold),
-            "block_ms": self.protocol.block_ms,
-            "min_repeats": self.protocol.min_repeats,
-            "warm_up": self.protocol.warm_up,
         }
         try:
             found = self.worker.block(str(self._model(task, folder)), settings)

@@ -58,7 +58,7 @@ def test_the_step_is_found(profile):
 
 
 def test_the_network_correction_is_found(profile):
-    assert profile.network.a == pytest.approx(A, rel=0.03)
+    assert profile.network.a["window"] == pytest.approx(A, rel=0.03)
     assert profile.network.b_ms == pytest.approx(B_MS, abs=1e-3)
     assert profile.network.half_width < 0.05
     assert len(profile.network.residuals) == 24
@@ -106,7 +106,7 @@ def test_the_schema_is_json_schema_and_agrees_with_our_check(profile):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: d["network"].update(a="1"), r"Expected number, got string - at \$\.network\.a"),
+        (lambda d: d["network"].update(a="1"), r"Expected object, got string - at \$\.network\.a"),
         (lambda d: d.pop("tables"), r"Expected a value 'tables', found none - at \$"),
         (
             lambda d: d["tables"][0]["points"][0].pop(),

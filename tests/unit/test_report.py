@@ -25,7 +25,7 @@ def test_describe_says_what_was_measured():
         threads=2,
         fusions=frozenset({"conv2d+relu"}),
         tables={op.static_key: LookupTable(op, points)},
-        network=NetworkCorrection(a=1.07, b_ms=-0.00062),
+        network=NetworkCorrection(a={"window": 1.07, "depthwise": 1.2}, b_ms=-0.00062, c_ms_per_byte=2e-8),
         steps=[{"family": "dense", "axis": "out", "quantum": 16, "slow_remainders": []}],
         holdout={"dense": {"median": 0.0123}},
         protocol={"rounds": 5},
@@ -36,7 +36,7 @@ def test_describe_says_what_was_measured():
         "1 points in 1 tables",
         "rounds 5",
         "conv2d+relu",
-        "1.070 * sum -0.62 us a kernel",
+        "1.070 * window, 1.200 * depthwise, -0.62 us a kernel, +20 us a MB of weights",
         "dense   0.0123",
         "16",
     ):

@@ -1,0 +1,65 @@
+"""Prints the tables of docs/accuracy.md from docs/accuracy.json and docs/fit.json.
+
+    .venv/bin/python scripts/accuracy_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+WORST = 0.10
+
+
+def main() -> None:
+    """Runs, networks that are far off, and imported timings."""
+    runs = json.loads((DOCS / "accuracy.json").read_text())["runs"]
+    _runs(runs)
+    for name, run in runs.items():
+        _networks(name, run)
+    _fits(json.loads((DOCS / "fit.json").read_text()))
+
+
+def _runs(runs: dict[str, Any]) -> None:
+    heads = ("run", "profiling, s", "points", "networks", "median error", "within 5 %", "within 10 %", "worst")
+    print("| " + " | ".join([*heads, "intervals hold"]) + " |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, run in runs.items():
+        error, made, interval = run["error"], run["profile"], run["interval"]
+        cells = [
+            name, f"{made['seconds']:.0f}", f"{made['points']:,}", str(run["measured"]),
+            _percent(error["median"]), _percent(error["within_5_percent"]), _percent(error["within_10_percent"]),
+            _percent(error["worst"]), f"{_percent(interval['coverage'])} (+-{_percent(interval['mean_half_width'])})",
+        ]  # fmt: skip
+        print("| " + " | ".join(cells) + " |")
+    print("\n| run | of the .keras file: median, within 10 % | kernels in the table exactly | without those: median |")
+    print("|---|---|---|---|")
+    for name, run in runs.items():
+        keras, bare = run.get("keras_error"), run["error_without_exact"]
+        first = f"{_percent(keras['median'])}, {_percent(keras['within_10_percent'])}" if keras else "-"
+        print(f"| {name} | {first} | {_percent(run['exact_share'])} | {_percent(bare['median'])} |")
+
+
+def _networks(name: str, run: dict[str, Any]) -> None:
+    rows = [row for row in run["networks"] if abs(row.get("error", 0.0)) > WORST]
+    print(f"\n{name}: {len(rows)} of {run['measured']} networks are further off than {WORST:.0%}:")
+    print(", ".join(f"{r['name']} {100 * r['error']:+.1f} %" for r in sorted(rows, key=lambda r: -abs(r["error"]))))
+
+
+def _fits(fits: dict[str, Any]) -> None:
+    print("\n| device | operations | rows to learn from | within 10 % | median error | 90 % intervals hold |")
+    print("|---|---|---|---|---|---|")
+    for found in fits["sets"]:
+        cells = [found["device"], f"{found['rows']}, {found['dtype']}", f"{found['training_rows']:,}"]
+        figures = ("within_10_percent", "median_error", "coverage_of_90_percent_intervals")
+        print("| " + " | ".join([*cells, *(_percent(found[name]) for name in figures)]) + " |")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+if __name__ == "__main__":
+    main()
