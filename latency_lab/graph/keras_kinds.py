@@ -12,13 +12,14 @@ import numpy as np
 
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph.channel_graph import NO_WEIGHTS, ChannelGraph, Weights
+from latency_lab.graph.keras_others import OTHERS, counted, dense_at_positions, kept
 from latency_lab.graph.keras_reader import Reader, Tensor
 from latency_lab.graph.keras_walk import Call, wiring
 from latency_lab.ops import ACTIVATIONS, OpConfig
 
 Effect = Callable[[Reader, Call, list[Tensor]], list[Tensor]]
 
-_LAYERS: dict[str, Effect] = {}
+_LAYERS: dict[str, Effect] = dict(OTHERS)
 _OPERATIONS: dict[str, Effect] = {}
 _SAME_FUNCTION = {"swish": "silu", "hard_silu": "hard_swish"}
 
@@ -70,6 +71,11 @@ def _conv2d(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     if not _plain(call, {"kernel", "bias"}):
         return reader.opaque(call, inputs)
     out = reader.channels.fresh(layer.filters, call.name)
+    if layer.groups > 1 and layer.groups == len(x.ids):  # one channel a group
+        op = _window("depthwise_conv2d", layer, x, layer.use_bias)
+        y = reader.node(call, op, [x], x.ids, out, counted(call))
+        kept(reader, call, x, y)
+        return [_activation(reader, call, y)]
     weights = Weights(per_out=float(layer.use_bias), per_in_out=float(np.prod(layer.kernel_size)))
     if layer.groups > 1:
         for ids in (x.ids, out):
@@ -110,8 +116,10 @@ def _separable(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]
 @_reads("Dense")
 def _dense(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     layer, (x,) = call.layer, inputs
-    if len(call.inputs[0].shape) != 2 or not _plain(call, {"kernel", "bias"}):
+    if not _plain(call, {"kernel", "bias"}):
         return reader.opaque(call, inputs)
+    if len(call.inputs[0].shape) != 2:
+        return [_activation(reader, call, dense_at_positions(reader, call, inputs))]
     out = reader.channels.fresh(layer.units, call.name)
     reader.sized(call, x.ids, out)
     weights = Weights(per_out=float(layer.use_bias), per_in_out=1.0)
@@ -281,11 +289,6 @@ def _nothing(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
 def _rescaling(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     if np.ndim(call.layer.scale) or np.ndim(call.layer.offset):
         return reader.opaque(call, inputs)
-    return [reader.elementwise(call, inputs[0])]
-
-
-@_reads("UpSampling2D", "Cropping2D")
-def _apart(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     return [reader.elementwise(call, inputs[0])]
 
 

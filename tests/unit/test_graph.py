@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from latency_lab.cost import ParamsCost
 from latency_lab.errors import UnsupportedModelError, UsageError
 from latency_lab.graph import ChannelGraph, Group
 from latency_lab.graph.channels import Channels
@@ -165,16 +166,16 @@ def test_squeeze_and_excite_is_tied_to_what_it_scales(swap: bool) -> None:
 
 def test_an_unknown_layer_is_listed_and_pins_what_it_touches() -> None:
     image = keras.Input((8, 8, 3))
-    x = layers.LayerNormalization(name="norm")(conv(6, "a")(image))
+    x = layers.EinsumDense("abcd,de->abce", (8, 8, 6), name="norm")(conv(6, "a")(image))
     graph = graph_of(image, head(conv(5, "b")(x)))
     assert [group.name for group in graph.groups] == ["b"]
-    reason = "layer 'norm' (LayerNormalization) is of a kind that cannot be narrowed"
+    reason = "layer 'norm' (EinsumDense) is of a kind that cannot be narrowed"
     assert [p.reason for p in graph.pinned if p.name in {"a", "norm"}] == [reason, reason]
     (unknown,) = graph.unknown
     assert (unknown.name, unknown.layer_class, unknown.input_bytes, unknown.output_bytes) == (
-        "norm", "LayerNormalization", 4 * 8 * 8 * 6, 4 * 8 * 8 * 6,
+        "norm", "EinsumDense", 4 * 8 * 8 * 6, 4 * 8 * 8 * 6,
     )  # fmt: skip
-    assert graph.unknown_parameters == 12
+    assert graph.unknown_parameters == 36
     assert graph.input_shapes == ((8, 8, 3), (8, 8, 6))
     assert [node.inputs for node in graph.nodes[:2]] == [(-1,), (-2,)]
 
@@ -287,14 +288,14 @@ def test_wrong_widths_are_named() -> None:
 
 def test_the_explanation_lists_every_group() -> None:
     image = keras.Input((8, 8, 3), name="image")
-    graph = graph_of(image, head(layers.LayerNormalization(name="norm")(conv(4, "a")(conv(5, "b")(image)))))
+    graph = graph_of(image, head(layers.UnitNormalization(name="norm")(conv(4, "a")(conv(5, "b")(image)))))
     text = str(graph.explain())
     assert text.splitlines()[0] == "net: 4 operations, 1 group of 5 channels can shrink"
-    assert all(line in text for line in ("it is an input of the model", "norm (LayerNormalization)"))
+    assert all(line in text for line in ("it is an input of the model", "norm (UnitNormalization)"))
     data = graph.explain().to_json()
     assert [group["name"] for group in data["groups"]] == ["b"]
     assert [group["name"] for group in data["pinned"]] == ["image", "a", "norm", "head"]
-    assert data["unknown"] == [{"name": "norm", "class": "LayerNormalization"}]
+    assert data["unknown"] == [{"name": "norm", "class": "UnitNormalization"}]
 
 
 # ---- random networks --------------------------------------------------------------------------------------------
@@ -312,3 +313,41 @@ def test_random_networks_are_well_formed_and_within_bounds() -> None:
     assert seen >= {"conv2d", "depthwise_conv2d", "dense", "batch_norm", "activation", "add", "concatenate", "pad"}
     small = random_network(np.random.default_rng(0), macs=(10e6, 12e6))
     assert 10e6 <= sum(op.macs for op, _ in small.nodes) <= 12e6
+
+
+# ---- kinds whose channels stay ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "key"),
+    [
+        (layers.LayerNormalization(), "layer_norm 8x8 float32 6->6"),
+        (layers.GroupNormalization(3), "group_norm 8x8 g3 float32 6->6"),
+        (layers.PReLU(shared_axes=[1, 2]), "activation 8x8 prelu float32 6->6"),
+        (layers.Dense(5), "dense 8x8 bias float32 6->5"),
+        (layers.Conv2D(6, 3, groups=6, padding="same"), "depthwise_conv2d 8x8 k3x3 s1x1 same bias float32 6->6"),
+        (layers.Conv2DTranspose(4, 3, strides=2), "conv2d_transpose 8x8 k3x3 s2x2 valid bias float32 6->4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layers_that_cannot_be_narrowed_have_a_cost_all_the_same(layer, key) -> None:
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layer(conv(6, "a")(image)))
+    graph = ChannelGraph.from_model(model)
+    assert graph.nodes[-1].op.key == key
+    assert graph.unknown == ()
+    assert graph.groups == ()
+    assert ParamsCost(graph).at() == model.count_params()
+    assert (graph.nodes[-1].op.output_height, graph.nodes[-1].op.output_width) == tuple(model.output.shape[1:3])
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"), [(layers.UpSampling2D(2), "resize_nearest"), (layers.Cropping2D(((1, 0), (2, 1))), "slice")]
+)
+def test_layers_that_move_positions_leave_channels_free(layer, kind) -> None:
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, head(layer(conv(6, "a")(image))))
+    graph = ChannelGraph.from_model(model)
+    moved = next(node.op for node in graph.nodes if node.op.kind == kind)
+    assert (moved.output_height, moved.output_width) == tuple(model.layers[2].output.shape[1:3])
+    assert [group.name for group in graph.groups] == ["a"]
