@@ -65,7 +65,7 @@ def general_profile(
     path, report = folder / "profile.json.gz", folder / "profile-made.json"
     if path.exists() and report.exists():
         return ll.load_profile(path), json.loads(report.read_text())
-    spent, before = _Stopwatch(folder / "seconds.json"), networks.seconds
+    spent = _Stopwatch(folder / "seconds.json", networks)
     with spent:
         book = measure_in_general(
             args.runtime,
@@ -77,7 +77,7 @@ def general_profile(
         profile = ll.fit_profile(book, name=args.name or key)
     profile.save(path)
     made = {
-        "seconds": round(spent.seconds - (networks.seconds - before), 1),
+        "seconds": round(spent.seconds, 1),
         "points": len(book.blocks),
         "failed": len(book.failures),
         "rounds": Protocol().rounds,
@@ -92,17 +92,17 @@ def general_profile(
 
 
 class _Stopwatch:
-    """Seconds over several runs, kept in a file."""
+    """Seconds over several runs, kept in a file, less those that went to whole networks."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, networks: Networks) -> None:
+        self._path, self._networks = path, networks
         self.seconds: float = json.loads(path.read_text()) if path.exists() else 0.0
 
     def __enter__(self) -> None:
-        self._began = time.monotonic()
+        self._began, self._before = time.monotonic(), self._networks.seconds
 
     def __exit__(self, *_: object) -> None:
-        self.seconds += time.monotonic() - self._began
+        self.seconds += time.monotonic() - self._began - (self._networks.seconds - self._before)
         files.write_json(self._path, self.seconds)
 
 

@@ -9,6 +9,9 @@ from latency_lab.ops import OpConfig
 from latency_lab.profiles import LookupTable, Point
 from latency_lab.profiling import Journal
 
+SHORTEST_MS = 3e-4
+"""What is shorter cannot be told from nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -25,7 +28,9 @@ def measured_ops(journal: Journal) -> list[Measured]:
         if task.role == "op" and key in journal.blocks:
             op = task.network.nodes[0][0]
             s = journal.statistic(key)
-            point = Point(op.in_channels, op.out_channels, s.latency_ms, s.low_ms, s.high_ms, s.cold_ms, s.unstable)
+            latency_ms = max(s.latency_ms, SHORTEST_MS)
+            high_ms = max(s.high_ms, SHORTEST_MS)
+            point = Point(op.in_channels, op.out_channels, latency_ms, s.low_ms, high_ms, s.cold_ms, s.unstable)
             found.append(Measured(op, point))
     return found
 

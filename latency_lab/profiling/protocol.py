@@ -5,7 +5,8 @@ operation. On reading:
 
     latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
 
-and below 1 ms of the wall minimum alone. A run that is longer than a scheduler slice may never go through without
+and below 1 ms of the wall minimum alone. Rounds below a quarter of their median are left out: of a short kernel, whose
+time is a span less the profiler's own part, a bad estimate of that part leaves next to nothing. A run that is longer than a scheduler slice may never go through without
 being preempted, which thread CPU time does not count.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 
 WALL_ONLY_BELOW_MS = 1.0
 UNSTABLE_WIDTH = 0.10
+LEAST_OF_MEDIAN = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ def block_latency_ms(block: Mapping[str, Any]) -> float:
 
 def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
     """The statistic of an operation's blocks, one a round; at least one."""
-    rounds = np.array([block_latency_ms(block) for block in blocks])
+    found = np.array([block_latency_ms(block) for block in blocks])
+    rounds = found[found >= LEAST_OF_MEDIAN * np.median(found)]
     draws = np.random.default_rng(0).integers(0, len(rounds), (200, len(rounds)))
     low, high = np.percentile(rounds[draws].min(axis=1), [5, 95])
     latency = float(rounds.min())
@@ -100,7 +103,7 @@ def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
         low_ms=float(low),
         high_ms=float(high),
         cold_ms=float(np.median(cold)) if cold else None,
-        rounds=len(rounds),
+        rounds=len(found),
         samples=sum(int(block["count"]) for block in blocks),
         unstable=bool(high - low > UNSTABLE_WIDTH * latency),
     )
