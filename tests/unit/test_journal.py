@@ -138,3 +138,11 @@ def test_tasks_survive_the_journal(tmp_path):
     assert journal.tasks[Task(network, "network").key].network == network
     assert {task.role for task in journal.tasks.values()} == {"op", "network"}
     assert journal.statistic(OPS[1].key).latency_ms == 0.5
+
+
+def test_a_run_that_goes_on_in_more_rounds_says_so(tmp_path):
+    path = tmp_path / "j.jsonl"
+    profile(OPS, runtime="litert", journal=path, start_worker=FakeWorker, protocol=Protocol(rounds=2))
+    journal = profile(OPS, runtime="litert", journal=path, start_worker=FakeWorker, protocol=Protocol(rounds=5))
+    assert journal.protocol["rounds"] == Journal.load(path).protocol["rounds"] == 5
+    assert len(keys_and_rounds(path)) == len(set(keys_and_rounds(path))) == 5 * len(OPS)

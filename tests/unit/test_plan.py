@@ -1,11 +1,17 @@
+import dataclasses
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from latency_lab.fitting import fit_profile
 from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan import general_plan
+from latency_lab.plan import general_plan, refinement
+from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.networks import beginning, ends
+from latency_lab.plan.rules import merges
+from tests.unit.synthetic import write_journal
 
 IMAGE = {"height": 8, "width": 8}
 
@@ -66,8 +72,56 @@ def test_networks_end_where_nothing_else_is_waited_for():
 
 
 def test_random_networks_end_in_one_output():
-    import numpy as np
-
     network = random_network(np.random.default_rng(3))
     for end in ends(network):
         assert len(beginning(network, end).outputs) == 1
+
+
+# ---- distributions and the second pass ----------------------------------------------------------------------------
+
+
+def everything(op):
+    return True
+
+
+def test_drawn_operations_keep_their_bounds_and_are_the_same_each_time():
+    drawn = list(draw_ops(np.random.default_rng(0), merges("litert", "float32"), everything, share=0.2))
+    assert drawn == list(draw_ops(np.random.default_rng(0), merges("litert", "float32"), everything, share=0.2))
+    assert max(op.macs for op in drawn) <= 1.5 * max(row.high for row in COMPUTING.values())
+    assert max(op.traffic_bytes for op in drawn) <= MOST_BYTES
+    kinds = {"conv2d", "depthwise_conv2d", "dense", "layer_norm", "resize_bilinear", "slice"}
+    assert {op.kind for op in drawn} >= kinds
+        "conv2d",
+        "depthwise_conv2d",
+        "dense",
+        "layer_norm",
+        "resize_bilinear",
+        "slice",
+    }
+    assert any(op.batch > 1 for op in drawn)
+    assert any(op.in_channels % 4 for op in drawn)
+    assert any(op.groups > 1 for op in drawn)
+
+
+def test_activations_are_drawn_as_the_runtime_merges_them():
+    drawn = draw_ops(np.random.default_rng(0), {"conv2d+tanh"}, everything, share=0.1)
+    assert {op.activation for op in drawn if op.kind == "conv2d"} == {None, "tanh"}
+
+
+def test_kinds_that_a_runtime_does_not_build_are_left_out():
+    drawn = draw_ops(np.random.default_rng(0), (), lambda op: op.kind != "conv3d", share=0.05)
+    assert "conv3d" not in {op.kind for op in drawn}
+
+
+def test_an_int8_plan_is_of_int8_operations():
+    tasks = general_plan("litert", "int8")
+    assert {op.dtype for task in tasks for op, _ in task.network.nodes} == {"int8"}
+
+
+def test_the_second_pass_goes_where_the_first_was_least_sure(tmp_path):
+    tasks = [t for t in general_plan("litert") if t.role == "op" and t.network.nodes[0][0].kind in {"conv2d", "add"}]
+    profile = fit_profile(write_journal(tmp_path / "j.jsonl", tasks[:600]))
+    unsure = dataclasses.replace(profile.predictors["conv2d"], half_width={"conv2d k3x3 s1x1": 1.0, "": 0.001})
+    profile = dataclasses.replace(profile, tables={}, predictors={**profile.predictors, "conv2d": unsure})
+    more = Counter(task.network.nodes[0][0].family for task in refinement(profile, 60))
+    assert more.most_common(1)[0][0] == "conv2d k3x3 s1x1"

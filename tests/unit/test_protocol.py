@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from latency_lab.profiling import ratio_interval, statistic
+from latency_lab.profiling import Protocol, ratio_interval, statistic
 from latency_lab.profiling.protocol import block_latency_ms
 
 
@@ -52,3 +52,13 @@ def test_ratio_of_equal_models_includes_one_and_of_different_ones_does_not():
     ratio, low, high = ratio_interval(halves, other)
     assert ratio == pytest.approx(0.5, abs=0.02)
     assert low < ratio < high < 1
+
+
+def test_a_round_that_is_next_to_nothing_is_left_out():
+    assert statistic([block(t) for t in (2.0, 2.2, 0.01, 2.4, 3.0)]).latency_ms == 2.0
+    assert statistic([block(t) for t in (2.0, 2.2, 0.6, 2.4, 3.0)]).latency_ms == 0.6
+
+
+def test_a_whole_network_takes_more_runs_a_block():
+    protocol = Protocol(min_repeats=3, network_repeats=9)
+    assert [protocol.settings(whole)["min_repeats"] for whole in (False, True)] == [3, 9]

@@ -175,7 +175,12 @@ def test_worker_answers_every_line_and_a_broken_model_is_one_failed_block():
     sink = io.StringIO()
     worker.serve(io.StringIO("\n".join(map(json.dumps, requests)) + "\n"), sink, FakeModel, "fake", 1, FakeModel.clock)
     hello, first, second, third = map(json.loads, sink.getvalue().splitlines())
-    assert (hello["runtime"], hello["package"], hello["threads"], hello["worker"]) == ("fake", "fake", 1, worker.VERSION)
+    assert (hello["runtime"], hello["package"], hello["threads"], hello["worker"]) == (
+        "fake",
+        "fake",
+        1,
+        worker.VERSION,
+    )
     assert (first["id"], first["status"]) == (1, "ok")
     assert second == {"id": 2, "status": "failed", "reason": "ValueError: cannot load this"}
     assert third["status"] == "ok"
