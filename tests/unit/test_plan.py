@@ -91,13 +91,6 @@ def test_drawn_operations_keep_their_bounds_and_are_the_same_each_time():
     assert max(op.traffic_bytes for op in drawn) <= MOST_BYTES
     kinds = {"conv2d", "depthwise_conv2d", "dense", "layer_norm", "resize_bilinear", "slice"}
     assert {op.kind for op in drawn} >= kinds
-        "conv2d",
-        "depthwise_conv2d",
-        "dense",
-        "layer_norm",
-        "resize_bilinear",
-        "slice",
-    }
     assert any(op.batch > 1 for op in drawn)
     assert any(op.in_channels % 4 for op in drawn)
     assert any(op.groups > 1 for op in drawn)
