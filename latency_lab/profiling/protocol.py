@@ -5,9 +5,9 @@ operation. On reading:
 
     latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
 
-and below 1 ms of the wall minimum alone. Rounds below a quarter of their median are left out: of a short kernel, whose
-time is a span less the profiler's own part, a bad estimate of that part leaves next to nothing. A run that is longer than a scheduler slice may never go through without
-being preempted, which thread CPU time does not count.
+and below 1 ms of the wall minimum alone. A run that is longer than a scheduler slice may never go through without
+being preempted, which thread CPU time does not count. Rounds below a quarter of their median are left out: of a short
+kernel, whose time is a span less the profiler's own part, a bad estimate of that part leaves next to nothing.
 """
 
 from __future__ import annotations
