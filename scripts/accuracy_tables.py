@@ -34,12 +34,14 @@ def _runs(runs: dict[str, Any]) -> None:
             _percent(error["worst"]), f"{_percent(interval['coverage'])} (+-{_percent(interval['mean_half_width'])})",
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
-    print("\n| run | of the .keras file: median, within 10 % | kernels in the table exactly | without those: median |")
-    print("|---|---|---|---|")
+    heads = ("run", "of the .keras file: median, within 10 %", "kernels in the table exactly", "without those: median")
+    print("\n| " + " | ".join([*heads, "unstable networks"]) + " |")
+    print("|---|---|---|---|---|")
     for name, run in runs.items():
         keras, bare = run.get("keras_error"), run["error_without_exact"]
         first = f"{_percent(keras['median'])}, {_percent(keras['within_10_percent'])}" if keras else "-"
-        print(f"| {name} | {first} | {_percent(run['exact_share'])} | {_percent(bare['median'])} |")
+        unstable = sum(row.get("unstable", False) for row in run["networks"])
+        print(f"| {name} | {first} | {_percent(run['exact_share'])} | {_percent(bare['median'])} | {unstable} |")
 
 
 def _networks(name: str, run: dict[str, Any]) -> None:
