@@ -1,6 +1,6 @@
 """Prints the tables of docs/accuracy.md from docs/accuracy.json and docs/fit.json.
 
-    .venv/bin/python scripts/accuracy_tables.py
+.venv/bin/python scripts/accuracy_tables.py
 """
 
 from __future__ import annotations
