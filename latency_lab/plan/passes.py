@@ -7,12 +7,13 @@ operations, those of the second pass among them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from latency_lab.fitting import fit_profile
 from latency_lab.plan.general import general_plan, refinement
-from latency_lab.profiling import Journal, Progress, Protocol, Task, Worker, profile
+from latency_lab.profiling import Journal, Progress, Protocol, Worker, profile
 
 FIRST_ROUNDS = 2
 
@@ -43,20 +44,17 @@ def measure_in_general(
         EnvironmentMismatchError: the journal is of another environment.
     """
 
-    def measure(tasks: Iterable[Task], rounds: int) -> Journal:
-        some = dataclasses.replace(whole, rounds=rounds)
-        return profile(
-            tasks,
-            runtime=runtime,
-            threads=threads,
-            journal=journal,
-            protocol=some,
-            force=force,
-            on_progress=on_progress,
-            start_worker=start_worker,
-        )
-
     whole = protocol or Protocol()
+    measure = partial(
+        profile,
+        runtime=runtime,
+        threads=threads,
+        journal=journal,
+        force=force,
+        on_progress=on_progress,
+        start_worker=start_worker,
+    )
     tasks = general_plan(runtime, precision)
-    first = fit_profile(measure(tasks, min(FIRST_ROUNDS, whole.rounds)))
-    return measure((*tasks, *refinement(first)), whole.rounds)
+    few = dataclasses.replace(whole, rounds=min(FIRST_ROUNDS, whole.rounds))
+    first = fit_profile(measure(tasks, protocol=few))
+    return measure((*tasks, *refinement(first)), protocol=whole)

@@ -7,7 +7,7 @@ import pytest
 from latency_lab.fitting import fit_profile
 from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan import general_plan, refinement
+from latency_lab.plan import general_plan, passes, refinement
 from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.networks import beginning, ends
 from latency_lab.plan.rules import merges
@@ -118,3 +118,27 @@ def test_the_second_pass_goes_where_the_first_was_least_sure(tmp_path):
     profile = dataclasses.replace(profile, tables={}, predictors={**profile.predictors, "conv2d": unsure})
     more = Counter(task.network.nodes[0][0].family for task in refinement(profile, 60))
     assert more.most_common(1)[0][0] == "conv2d k3x3 s1x1"
+
+
+class EqualWorker:
+    """Answers every block with the same times."""
+
+    hello = {"package": "fake", "version": "1", "worker": 1}
+
+    def block(self, path, settings):
+        times = {"min": 0.5, "deciles": [0.5] * 9, "median": 0.5}
+        counts = {"status": "ok", "count": 3, "repeats": 1}
+        return {"id": 0, **counts, "wall_ms": times, "cpu_ms": None, "cold_ms": None}
+
+    def close(self):
+        pass
+
+
+def test_both_passes_go_through_all_rounds(tmp_path, monkeypatch):
+    tasks = [t for t in general_plan("litert") if t.role == "op" and t.network.nodes[0][0].kind == "add"][:30]
+    more = [t for t in general_plan("litert") if t.role == "op" and t.network.nodes[0][0].kind == "pad"][:3]
+    monkeypatch.setattr(passes, "general_plan", lambda runtime, precision: tuple(tasks))
+    monkeypatch.setattr(passes, "refinement", lambda profile: tuple(more))
+    journal = passes.measure_in_general("litert", journal=tmp_path / "j.jsonl", start_worker=EqualWorker)
+    assert {key: len(blocks) for key, blocks in journal.blocks.items()} == {t.key: 5 for t in [*tasks, *more]}
+    assert journal.protocol["rounds"] == 5
