@@ -7,6 +7,7 @@ absent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,18 @@ from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import Call, Value, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
 from latency_lab.structure import Structure
 
-_MIXING = frozenset({"Conv2D", "Dense", "SeparableConv2D"})
+_MIXING = frozenset(
+    {
+        "Conv1D",
+        "Conv2D",
+        "Conv3D",
+        "Conv1DTranspose",
+        "Conv2DTranspose",
+        "Dense",
+        "SeparableConv1D",
+        "SeparableConv2D",
+    }
+)
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
@@ -81,6 +93,82 @@ class FixedMask(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
+class BranchMask(keras.layers.Layer):
+    """Takes what a mask leaves of branches that can vanish out of the mask.
+
+        presence_b = prod over gates g of b: max over channels of mask_g
+        mask_g <- mask_g * prod over branches b that g goes with: presence_b
+
+    Args:
+        sizes: channels of each group; slots are numbered group after group.
+        gates: of each branch, the groups without any of which it is gone.
+        groups: of each branch, the groups that go with it.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(
+        self, sizes: Sequence[int], gates: Sequence[Sequence[int]], groups: Sequence[Sequence[int]], **kwargs: Any
+    ) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.sizes = [int(size) for size in sizes]
+        self.gates = [[int(g) for g in found] for found in gates]
+        self.groups = [[int(g) for g in found] for found in groups]
+        self._group_of = np.repeat(np.arange(len(self.sizes), dtype=np.int32), self.sizes)
+
+    def call(self, mask: Any) -> Any:
+        """mask: (slots,). Returns (mask, presence), (slots,) and (branches,)."""
+        largest = ops.segment_max(mask, self._group_of, num_segments=len(self.sizes))
+        presence = self._product(largest, self.gates)
+        with_branches = [[b for b, found in enumerate(self.groups) if g in found] for g in range(len(self.sizes))]
+        left = self._product(presence, with_branches)
+        return mask * ops.take(left, self._group_of, axis=0), presence
+
+    def _product(self, values: Any, rows: Sequence[Sequence[int]]) -> Any:
+        """prod over k of values[rows[i][k]]: [rows]; 1 for an empty row."""
+        count = max((len(row) for row in rows), default=0)
+        padded = np.array([[*row, *[values.shape[0]] * (count - len(row))] for row in rows], np.int32)
+        values = ops.concatenate([values, ops.ones((1,), dtype=values.dtype)])
+        return ops.prod(ops.take(values, padded.reshape(len(rows), count), axis=0), axis=1)
+
+    def compute_output_spec(self, mask: Any) -> Any:
+        """(slots,) and (branches,), float32."""
+        return keras.KerasTensor((sum(self.sizes),), "float32"), keras.KerasTensor((len(self.gates),), "float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "sizes": self.sizes, "gates": self.gates, "groups": self.groups}
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class Presence(keras.layers.Layer):
+    """Multiplies a tensor by the presence of one branch: 0 when it has vanished.
+
+    Args:
+        branch: index of the branch.
+    """
+
+    latency_lab_passthrough = True
+
+    def __init__(self, branch: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.branch = int(branch)
+
+    def call(self, inputs: Any) -> Any:
+        """inputs: [x, presence (branches,)]. Returns the shape of x."""
+        x, presence = inputs
+        return x * ops.cast(presence[self.branch], x.dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of x."""
+        return input_shape[0]
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "branch": self.branch}
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
 class Gates(keras.layers.Layer):
     """One logit a channel of each group, and the mask drawn from them.
 
@@ -88,7 +176,8 @@ class Gates(keras.layers.Layer):
         training:  z = sigmoid((logit + log(u) - log(1 - u)) / temperature),  mask = [z > 1/2] forward, z backward
         inference: mask = [logit > 0]
 
-    The most open channel of each group is always open. The weight `raw` is named "logits" and starts at 0.
+    The most open channel of each group is always open, but for groups that may vanish. The weight `raw` is named
+    "logits" and starts at 0.
 
     Args:
         sizes: channels of each group; slots are numbered group after group.
@@ -96,6 +185,7 @@ class Gates(keras.layers.Layer):
         scale: how much faster logits move than the weights of the network.
         temperature: of the relaxed sample.
         seed: of the noise.
+        vanishing: indices of groups all of whose channels may close.
 
     Source: FiGS, arXiv 2006.09581; straight-through relaxation as in arXiv 1611.00712.
     """
@@ -109,10 +199,12 @@ class Gates(keras.layers.Layer):
         scale: float = 30.0,
         temperature: float = 0.66,
         seed: int | None = None,
+        vanishing: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", **kwargs})
         self.sizes = [int(size) for size in sizes]
+        self.vanishing = [int(g) for g in vanishing]
         self.initial = float(initial)
         self.scale = float(scale)
         self.temperature = float(temperature)
@@ -147,7 +239,8 @@ class Gates(keras.layers.Layer):
         largest = ops.take(ops.segment_max(logits, groups, num_segments=count), groups, axis=0)
         candidates = ops.where(logits >= largest, -places, -len(groups))
         first = ops.take(ops.segment_max(candidates, groups, num_segments=count), groups, axis=0)
-        return ops.stop_gradient(ops.cast(ops.equal(first, -places), "float32"))
+        stays = np.array([g not in self.vanishing for g in range(count)], np.float32)[groups]
+        return ops.stop_gradient(ops.cast(ops.equal(first, -places), "float32")) * stays
 
     def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
         """(slots,), float32."""
@@ -155,33 +248,49 @@ class Gates(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        own = {name: getattr(self, name) for name in ("sizes", "initial", "scale", "temperature", "seed")}
+        own = {name: getattr(self, name) for name in ("sizes", "initial", "scale", "temperature", "seed", "vanishing")}
         return {**super().get_config(), **own}
 
 
-def insert_masks(model: Any, graph: ChannelGraph, source: Any) -> Any:
+def insert_masks(model: Any, graph: ChannelGraph, source: Any, vanishing: bool = False) -> Any:
     """A copy of a model in which a mask decides which channels are there.
 
     Args:
         model: a Keras model; it is not changed. Gates that it has are left out.
         graph: its channel graph.
         source: the layer that makes the mask, (slots,) (`Gates`, `FixedMask`). Called once, on the first input.
+        vanishing: whether the mask may close whole groups, and branches with them.
 
     Returns:
         a functional model of the same layer names and weights. Each tensor of shrinkable channels is multiplied by the
-        mask once, in a layer "<name of the first reader>_mask".
+        mask once, in a layer "<name of the first reader>_mask" (a shared layer's second: "_mask_2"), and each operand
+        that can vanish by its branch's presence, in "<name of the merge>_<operand>_presence".
     """
     wired = wiring(model)
     inputs = fresh_inputs(wired)
     mask = source(keras.tree.flatten(inputs)[0])
+    branches = graph.branches if vanishing else ()
+    presence: Any = None
+    if branches:
+        gates, groups = [branch.gates for branch in branches], [branch.groups for branch in branches]
+        mask, presence = BranchMask([group.size for group in graph.groups], gates, groups, name="branch_mask")(mask)
+    operands = {(branch.merge, branch.operand): b for b, branch in enumerate(branches) if branch.adds}
     masked_tensors: dict[int, Any] = {}
+    readers: Counter[str] = Counter()
 
     def feed(call: Call, value: Value, tensor: Any) -> Any:
+        operand = next((j for j, other in enumerate(call.inputs) if other is value), -1)
+        if (call.name, operand) in operands:
+            name = f"{call.name}_{operand}_presence"
+            return Presence(operands[call.name, operand], name=name, dtype=value.dtype)([tensor, presence])
         channels = graph.layer_channels.get(call.name)
         if channels is None or type(call.layer).__name__ not in _MIXING or not np.any(channels.in_ids >= 0):
             return tensor
         if id(value) not in masked_tensors:
-            masked_tensors[id(value)] = ChannelMask(channels.in_ids.tolist(), name=f"{call.name}_mask")([tensor, mask])
+            readers[call.name] += 1
+            name = f"{call.name}_mask" + f"_{readers[call.name]}" * (readers[call.name] > 1)
+            layer = ChannelMask(channels.in_ids.tolist(), name=name, dtype=value.dtype)
+            masked_tensors[id(value)] = layer([tensor, mask])
         return masked_tensors[id(value)]
 
     result = rebuild(wired, inputs, copy_layer, feed)
@@ -196,4 +305,5 @@ def masked(model: Any, structure: Structure) -> Any:
         StructureError: the structure belongs to another model.
     """
     graph = ChannelGraph.from_model(model)
-    return insert_masks(model, graph, FixedMask(structure.mask(graph).tolist(), name="mask"))
+    mask = FixedMask(structure.mask(graph).tolist(), name="mask")
+    return insert_masks(model, graph, mask, vanishing=not all(structure.kept.values()))

@@ -291,8 +291,11 @@ class OpConfig:
     # ---- identity ---------------------------------------------------------------------------------------------
 
     def with_channels(self, in_channels: int, out_channels: int) -> OpConfig:
-        """The same operation at other channel counts."""
-        return dataclasses.replace(self, in_channels=in_channels, out_channels=out_channels)
+        """The same operation at other channel counts; a grouped conv2d of one channel a group is a depthwise_conv2d."""
+        found = dataclasses.replace(self, in_channels=in_channels, out_channels=out_channels)
+        if self.kind == "conv2d" and self.groups == in_channels > 1:
+            return dataclasses.replace(found, kind="depthwise_conv2d", groups=1)
+        return found
 
     @property
     def static_key(self) -> str:

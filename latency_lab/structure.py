@@ -23,7 +23,7 @@ _GROUP = {
     "required": ["size", "kept"],
     "properties": {
         "size": {"type": "integer", "minimum": 1},
-        "kept": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+        "kept": {"type": "array", "items": {"type": "integer"}},
     },
 }
 _SCHEMA = {
@@ -44,13 +44,13 @@ class Structure:
     """Kept channels of each group of one architecture.
 
     Attributes:
-        kept: group name -> sorted indices of the channels that stay, at least one.
+        kept: group name -> sorted indices of the channels that stay. None: a branch of the network goes with the group.
         sizes: group name -> channels of the full group.
         model: digest of the `ChannelGraph` that it belongs to.
         provenance: how it came about (JSON values): profile, target, predicted cost before and after.
 
     Raises:
-        StructureError: a group keeps nothing, or an index is out of range, repeated or out of order.
+        StructureError: an index is out of range, repeated or out of order.
 
     Example:
         >>> from latency_lab.structure import Structure
@@ -68,11 +68,7 @@ class Structure:
         for name in set(self.kept) ^ set(self.sizes):
             raise StructureError(f"Group {name!r} has kept channels or a size, but not both.")
         for name, kept in self.kept.items():
-            if not kept:
-                raise StructureError(
-                    f"Group {name!r} keeps no channel. At least one of its {self.sizes[name]} has to stay."
-                )
-            if list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.sizes[name]:
+            if list(kept) != sorted(set(kept)) or kept and not 0 <= kept[0] <= kept[-1] < self.sizes[name]:
                 raise StructureError(
                     f"Kept channels of group {name!r} must be ascending, each once, in 0..{self.sizes[name] - 1}. "
                     f"Received: {kept}"
@@ -89,19 +85,30 @@ class Structure:
     ) -> Structure:
         """The structure that keeps the slots where `mask` [slots] is not 0.
 
+        Where a branch vanishes, all groups that go with it are closed.
+
         Raises:
-            StructureError: the mask has another length, or closes a whole group.
+            StructureError: the mask has another length, or closes a whole group that cannot vanish.
         """
         values = np.asarray(mask)
         if values.shape != (graph.slots,):
             raise StructureError(
                 f"Expected a mask of shape ({graph.slots},), one value a slot. Received: shape {values.shape}"
             )
-        kept = {
-            group.name: tuple(np.flatnonzero(values[start : start + group.size]).tolist())
-            for group, start in zip(graph.groups, graph.offsets.tolist(), strict=False)
-        }
-        return cls(kept, {group.name: group.size for group in graph.groups}, graph.digest, dict(provenance or {}))
+        spans = zip(graph.groups, graph.offsets.tolist(), strict=False)
+        kept = [tuple(np.flatnonzero(values[start : start + group.size]).tolist()) for group, start in spans]
+        for b in graph.vanished([len(channels) for channels in kept]):
+            for g in graph.branches[b].groups:
+                kept[g] = ()
+        names = [group.name for group in graph.groups]
+        found = cls(
+            dict(zip(names, kept, strict=True)),
+            {group.name: group.size for group in graph.groups},
+            graph.digest,
+            dict(provenance or {}),
+        )
+        found.check(graph)
+        return found
 
     # ---- on a graph -------------------------------------------------------------------------------------------
 
@@ -121,6 +128,19 @@ class Structure:
                 raise StructureError(
                     f"Group {name!r} of the model is not in the structure; it was made for another model."
                 )
+        widths = [len(self.kept[group.name]) for group in graph.groups]
+        gone = {g for b in graph.vanished(widths) for g in graph.branches[b].groups}
+        for g, group in enumerate(graph.groups):
+            if not widths[g] and g not in gone:
+                raise StructureError(
+                    f"Group {group.name!r} keeps no channel. At least one of its {group.size} has to stay: "
+                    "no branch of the network vanishes with it."
+                )
+            if widths[g] and g in gone:
+                raise StructureError(
+                    f"Group {group.name!r} keeps {widths[g]} channels of a branch that vanishes. "
+                    "Keep none of them, or some of each group of the branch."
+                )
         if self.model != graph.digest:
             raise StructureError(
                 f"Groups agree, but the operations differ: digest {graph.digest}, the structure's is {self.model}. "
@@ -128,7 +148,7 @@ class Structure:
             )
 
     def widths(self, graph: ChannelGraph) -> npt.NDArray[np.int64]:
-        """[groups] kept channels of each group, in the graph's order."""
+        """[groups] kept channels of each group, in the graph's order; 0 where a branch vanishes."""
         self.check(graph)
         return np.array([len(self.kept[group.name]) for group in graph.groups], dtype=np.int64)
 

@@ -107,6 +107,23 @@ class OpCost(Cost):
     """
 
     formula: OpSum
+    _reduced: dict[frozenset[int], OpCost]
+
+    def at(self, widths: Any = None) -> float:
+        """As of `Cost`; where branches vanish, the cost of the graph without them."""
+        found = numpy.asarray(self.as_widths(widths, numpy), float)
+        vanished = self.graph.vanished(found) if self.graph.branches else frozenset()
+        return self._without(vanished).at(found) if vanished else super().at(found)
+
+    def _without(self, vanished: frozenset[int]) -> OpCost:
+        """This cost of the graph without some branches."""
+        if vanished not in self._reduced:
+            self._reduced[vanished] = self._of(self.graph.without(vanished))
+        return self._reduced[vanished]
+
+    def _of(self, graph: ChannelGraph) -> OpCost:
+        """The same cost of another graph."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -118,6 +135,7 @@ class OpCost(Cost):
     ) -> None:
         super().__init__(graph, unit, formula, at)
         self.ops = ops
+        self._reduced = {}
 
     def per_op(self, widths: Any = None, xp: Any = numpy) -> Values:
         """Value, and slopes over in_channels and out_channels, of each op: three arrays [ops]."""

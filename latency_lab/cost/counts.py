@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy
 
 from latency_lab.cost.base import OpCost
-from latency_lab.cost.formula import OpSum
+from latency_lab.cost.formula import OpSum, Presence
 from latency_lab.cost.roofline import flops, kernel_weights
 from latency_lab.cost.terms import Polynomial
 from latency_lab.errors import UsageError
@@ -35,6 +36,9 @@ class FlopsCost(OpCost):
         nodes = [i for i, node in enumerate(graph.nodes) if node.op.macs]
         terms = Polynomial.of([graph.nodes[i].op for i in nodes], flops)
         super().__init__(graph, "FLOPs", over_nodes(graph, nodes, terms), _names(graph, nodes))
+
+    def _of(self, graph: ChannelGraph) -> FlopsCost:
+        return FlopsCost(graph)
 
 
 class ParamsCost(OpCost):
@@ -64,7 +68,11 @@ class ParamsCost(OpCost):
             nodes = [i for i in nodes if any(graph.nodes[i].weights)]
             terms = Polynomial(numpy.array([graph.nodes[i].weights for i in nodes], float).reshape(-1, 4))
         constant = 0.0 if weights_only else float(graph.unknown_parameters)
+        self.weights_only = weights_only
         super().__init__(graph, "parameters", over_nodes(graph, nodes, terms, constant), _names(graph, nodes))
+
+    def _of(self, graph: ChannelGraph) -> ParamsCost:
+        return ParamsCost(graph, self.weights_only)
 
 
 class ActivationMemoryCost(OpCost):
@@ -92,11 +100,23 @@ class ActivationMemoryCost(OpCost):
         terms = Polynomial.of(ops, lambda op: op.output_bytes if unit == "bytes" else op.out_channels)
         super().__init__(graph, unit, over_nodes(graph, nodes, terms), _names(graph, nodes))
 
+    def _of(self, graph: ChannelGraph) -> ActivationMemoryCost:
+        return ActivationMemoryCost(graph, "bytes" if self.unit == "bytes" else "channels")
+
 
 def over_nodes(graph: ChannelGraph, nodes: list[int], terms: Polynomial, constant: float = 0.0) -> OpSum:
     """The sum of one term for each of some nodes of a graph."""
     maps = (graph.in_map[nodes], graph.in_const[nodes], graph.out_map[nodes], graph.out_const[nodes])
-    return OpSum(terms, *maps, constant)
+    return OpSum(terms, *maps, constant, presence_of(graph, nodes))
+
+
+def presence_of(graph: ChannelGraph, nodes: Sequence[int]) -> Presence | None:
+    """When some nodes of a graph are there: until a branch of theirs vanishes, or one that they add to another."""
+    rows = []
+    for node in (graph.nodes[i] for i in nodes):
+        merged = [b for b, branch in enumerate(graph.branches) if node.layer == branch.merge and len(node.inputs) == 2]
+        rows.append([b for b, branch in enumerate(graph.branches) if node.layer in branch.layers] + merged)
+    return Presence.of([branch.gates for branch in graph.branches], rows, len(graph.groups))
 
 
 def _names(graph: ChannelGraph, nodes: list[int]) -> tuple[str, ...]:

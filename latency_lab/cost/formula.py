@@ -3,7 +3,7 @@ as JSON, so that a penalty inside of a saved model goes on charging the same pri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,18 +26,58 @@ class Formula(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Presence:
+    """Ops that are there as long as some groups have a channel.
+
+        presence_b = prod over g of gates[b]: min(1, width_g)
+        presence_i = prod over b of branches[i]: presence_b
+
+    Args:
+        gates: [branches, most gates] indices of groups, padded with the number of groups.
+        branches: [n, most branches] indices of branches, padded with the number of branches.
+    """
+
+    gates: numpy.ndarray
+    branches: numpy.ndarray
+
+    @classmethod
+    def of(cls, gates: Sequence[Sequence[int]], branches: Sequence[Sequence[int]], groups: int) -> Presence | None:
+        """From rows of any lengths; None where no op is in a branch."""
+        if not any(branches):
+            return None
+        return cls(_padded(gates, groups), _padded(branches, len(gates)))
+
+    def __call__(self, widths: Any, xp: Any) -> Any:
+        """Presence of each op, [n]."""
+        return self._product(self._product(xp.clip(widths, 0.0, 1.0), self.gates, xp), self.branches, xp)
+
+    @staticmethod
+    def _product(values: Any, rows: numpy.ndarray, xp: Any) -> Any:
+        values = xp.concatenate([values, as_array([1.0], xp)])
+        return xp.prod(xp.take(values, xp.array(rows, dtype="int32"), axis=0), axis=1)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> numpy.ndarray:
+    most = max(len(row) for row in rows)
+    return numpy.array([[*row, *[pad] * (most - len(row))] for row in rows], numpy.int32)
+
+
+@dataclass(frozen=True, eq=False)
 class OpSum:
     """Sum over ops of a term of the op's channel counts.
 
         x_in = in_map @ widths + in_const,   x_out = out_map @ widths + out_const
-        value = constant + sum_i terms_i(x_in_i, x_out_i)
+        value = constant + sum_i presence_i(widths) * terms_i(x_in_i, x_out_i)
         gradient = in_map.T @ d value / d x_in + out_map.T @ d value / d x_out
+
+    The gradient is the price of a channel; of a last one that takes a branch with it, too, it is no more than that.
 
     Args:
         terms: of n ops.
         in_map, out_map: [n, groups].
         in_const, out_const: [n], channels that no group has: the image, pinned outputs.
         constant: what no width changes.
+        presence: of the ops; None: all are always there.
     """
 
     terms: Terms
@@ -46,6 +86,7 @@ class OpSum:
     out_map: numpy.ndarray
     out_const: numpy.ndarray
     constant: float = 0.0
+    presence: Presence | None = None
 
     def per_op(self, widths: Any, xp: Any) -> Values:
         """Value and slopes of each op: three of [n]."""
@@ -53,7 +94,12 @@ class OpSum:
         consts = as_array(numpy.concatenate([self.in_const, self.out_const]), xp)
         x = xp.matmul(maps, widths) + consts
         n = len(self.in_const)
-        return self.terms(x[:n], x[n:], xp)
+        values = self.terms(x[:n], x[n:], xp)
+        if self.presence is None:
+            return values
+        there = self.presence(widths, xp)
+        value, slope_in, slope_out = (there * part for part in values)
+        return value, slope_in, slope_out
 
     def value(self, widths: Any, xp: Any) -> Any:
         """The sum, a scalar."""
@@ -69,7 +115,9 @@ class OpSum:
         """JSON values that `formula_from_json` reads."""
         maps = {name: getattr(self, name).tolist() for name in ("in_map", "in_const", "out_map", "out_const")}
         numbers = {"groups": self.in_map.shape[1], "constant": self.constant}
-        return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps}
+        there = self.presence
+        rows = {} if there is None else {"gates": there.gates.tolist(), "branches": there.branches.tolist()}
+        return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps, **rows}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,4 +188,7 @@ def formula_from_json(data: Mapping[str, Any]) -> Formula:
     shape = (len(in_const), groups)
     in_map, out_map = (numpy.array(data[name], dtype=float).reshape(shape) for name in ("in_map", "out_map"))
     constant = float(data.get("constant", 0.0))
-    return OpSum(terms_from_json(data["terms"]), in_map, in_const, out_map, out_const, constant)
+    presence = None
+    if "gates" in data:
+        presence = Presence(*(numpy.array(data[name], numpy.int32) for name in ("gates", "branches")))
+    return OpSum(terms_from_json(data["terms"]), in_map, in_const, out_map, out_const, constant, presence)

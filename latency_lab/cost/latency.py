@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy
 
 from latency_lab.cost.base import OpCost
+from latency_lab.cost.counts import presence_of
 from latency_lab.cost.estimate import Estimate, OpEstimate
 from latency_lab.cost.formula import OpSum
 from latency_lab.cost.grid import Grids
@@ -74,7 +75,8 @@ class LatencyCost(OpCost):
         self._unknown_ms = {u.name: _bound_ms(u, profile) for u in graph.unknown}
         names = [_name(graph, kernel) for kernel in self._kernels]
         terms = _terms([kernel.op for kernel in self._kernels], profile)
-        formula = OpSum(terms, *_maps(graph, self._kernels), sum(self._unknown_ms.values()))
+        there = presence_of(graph, [kernel.main for kernel in self._kernels])
+        formula = OpSum(terms, *_maps(graph, self._kernels), sum(self._unknown_ms.values()), there)
         super().__init__(graph, "ms", formula, tuple(names), None if profile.kind == "analytic" else self._staircase)
         if out_of_bounds == "raise":
             self.at()
@@ -86,6 +88,8 @@ class LatencyCost(OpCost):
             widths: whole channels of each group, [groups] or by name; None: all.
         """
         found = numpy.asarray(self.as_widths(widths, numpy), float)
+        if vanished := self.graph.vanished(found):
+            return self._without(vanished).estimate(found)
         if self.profile.kind == "analytic":
             parts = [_Part(float(latency_ms), "analytic", 0.0) for latency_ms in self.per_op(found)[0]]
         else:
@@ -95,6 +99,14 @@ class LatencyCost(OpCost):
         ops += [OpEstimate(u.name, u.layer_class, self._unknown_ms[u.name], "bounded") for u in self.graph.unknown]
         latency_ms = self.at(found)
         return Estimate(latency_ms, *self._interval(latency_ms), tuple(ops), _uncovered(ops), self.profile.name)
+
+    def _of(self, graph: ChannelGraph) -> LatencyCost:
+        return LatencyCost(graph, self.profile, self.out_of_bounds)
+
+    def _without(self, vanished: frozenset[int]) -> LatencyCost:
+        found = super()._without(vanished)
+        assert isinstance(found, LatencyCost)
+        return found
 
     def _staircase(self, widths: numpy.ndarray) -> float:
         return sum(part.in_network_ms for part in self._parts(widths)) + self.formula.constant

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,12 +66,14 @@ class Unknown:
     Attributes:
         name, layer_class: which layer.
         input_bytes, output_bytes: at full widths, batch 1, 4 bytes a number.
+        parameters: numbers of weights in it.
     """
 
     name: str
     layer_class: str
     input_bytes: int
     output_bytes: int
+    parameters: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,27 @@ class LayerChannels:
 
     in_ids: Ids
     out_ids: Ids
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One operand of a merge.
+
+    Attributes:
+        merge: name of the add or concatenate layer.
+        operand: which of its inputs.
+        adds: whether the merge adds; else it concatenates.
+        layers: names of the layers that go with the branch.
+        groups: indices of the groups that no other layer has channels of, ascending.
+        gates: those of them that every path through the branch passes: with one of them closed, the branch is gone.
+    """
+
+    merge: str
+    operand: int
+    adds: bool
+    layers: frozenset[str]
+    groups: tuple[int, ...]
+    gates: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +126,9 @@ class ChannelGraph:
         input_shapes: (height, width, channels) of network input -1, -2, ...: the model's own inputs, then outputs of
             unknown layers.
         layer_channels: layer name -> slots of its channels.
-        unknown: layers without an operation; `unknown_parameters` numbers of weights in them.
+        branches: what is removed whole when a group of it closes, in graph order.
+        absent: indices of the groups that went with branches that were removed (`without`).
+        unknown: layers without an operation.
         model_name: for messages; no part of the identity.
         source: what was read: "keras", or "tflite" or "onnx", in which a converter has done its merges already.
 
@@ -128,8 +154,9 @@ class ChannelGraph:
     out_const: Floats
     input_shapes: tuple[tuple[int, int, int], ...]
     layer_channels: Mapping[str, LayerChannels]
+    branches: tuple[Branch, ...] = ()
+    absent: frozenset[int] = frozenset()
     unknown: tuple[Unknown, ...] = ()
-    unknown_parameters: int = 0
     model_name: str = ""
     source: str = "keras"
 
@@ -211,11 +238,23 @@ class ChannelGraph:
         """Number of shrinkable channels: the length of a mask."""
         return int(self.offsets[-1])
 
+    @property
+    def unknown_parameters(self) -> int:
+        """Numbers of weights in layers without an operation."""
+        return sum(u.parameters for u in self.unknown)
+
+    @cached_property
+    def lowest_widths(self) -> npt.NDArray[np.int64]:
+        """[groups] 0 for a group that can vanish or goes with a branch that does, 1 for others."""
+        lowest = np.ones(len(self.groups), np.int64)
+        lowest[sorted({*self.absent, *(g for branch in self.branches for g in branch.groups)})] = 0
+        return lowest
+
     def widths(self, widths: Widths = None) -> npt.NDArray[np.int64]:
         """[groups] integer widths from a vector, a mapping by group name (others full), or None for full.
 
         Raises:
-            UsageError: a group is unknown, or a width is not an integer in 1..size.
+            UsageError: a group is unknown, or a width is not an integer in 1..size (from 0 where it can vanish).
         """
         if widths is None:
             return self.full_widths.astype(np.int64)
@@ -229,24 +268,83 @@ class ChannelGraph:
             values = np.asarray(widths)
         if values.shape != (len(self.groups),):
             raise UsageError(f"Expected {len(self.groups)} widths, one a group. Received: shape {values.shape}")
-        for group, value in zip(self.groups, values.tolist(), strict=True):
-            if value != int(value) or not 1 <= value <= group.size:
+        for group, value, least in zip(self.groups, values.tolist(), self.lowest_widths.tolist(), strict=True):
+            if value != int(value) or not least <= value <= group.size:
                 raise UsageError(
-                    f"The width of group {group.name!r} must be an integer in 1..{group.size}. Received: {value}"
+                    f"The width of group {group.name!r} must be an integer in {least}..{group.size}. Received: {value}"
                 )
         return values.astype(np.int64)
 
     def op_configs(self, widths: Widths = None) -> tuple[OpConfig, ...]:
-        """The operation of each node at these integer widths (see `widths`)."""
+        """The operation of each node that is left at these integer widths (see `widths`)."""
         values = self.widths(widths)
+        if vanished := self.vanished(values):
+            return self.without(vanished).op_configs(values)
         ins = np.rint(self.in_map @ values + self.in_const).astype(int).tolist()
         outs = np.rint(self.out_map @ values + self.out_const).astype(int).tolist()
         return tuple(node.op.with_channels(i, o) for node, i, o in zip(self.nodes, ins, outs, strict=True))
 
     def network(self, widths: Widths = None) -> Network:
-        """The operations at these widths, wired."""
+        """The operations at these widths, wired; those of branches that vanish are left out."""
+        if vanished := self.vanished(self.widths(widths)):
+            return self.without(vanished).network(widths)
         ops = self.op_configs(widths)
         return Network(tuple((op, node.inputs) for op, node in zip(ops, self.nodes, strict=True)), self.model_name)
+
+    # ---- branches that vanish ---------------------------------------------------------------------------------
+
+    def vanished(self, widths: npt.ArrayLike) -> frozenset[int]:
+        """Indices of the branches that are gone at widths [groups]: one of their gates is 0."""
+        closed = set(np.flatnonzero(np.asarray(widths) == 0).tolist())
+        return frozenset(b for b, branch in enumerate(self.branches) if not closed.isdisjoint(branch.gates))
+
+    def without(self, vanished: Collection[int]) -> ChannelGraph:
+        """The graph with some of its branches removed: the same groups, fewer nodes.
+
+        An operand less is merged; an add or concatenate of one operand is gone, and its readers read that operand.
+
+        Args:
+            vanished: indices of branches.
+        """
+        key = frozenset(vanished)
+        if key not in self._reduced:
+            self._reduced[key] = self._without(key)
+        return self._reduced[key]
+
+    @cached_property
+    def _reduced(self) -> dict[frozenset[int], ChannelGraph]:
+        return {}
+
+    def _without(self, vanished: frozenset[int]) -> ChannelGraph:
+        gone = {name for b in vanished for name in self.branches[b].layers}
+        cut = {(self.branches[b].merge, self.branches[b].operand) for b in vanished}
+        place: dict[int, int] = {-1 - i: -1 - i for i in range(len(self.input_shapes))}
+        nodes: list[Node] = []
+        kept: list[int] = []
+        for i, node in enumerate(self.nodes):
+            if node.layer in gone:
+                continue
+            inputs = [source for j, source in enumerate(node.inputs) if (node.layer, j) not in cut]
+            if len(inputs) == 1 < len(node.inputs):
+                place[i] = place[inputs[0]]
+                continue
+            op = node.op
+            if len(inputs) < len(node.inputs):
+                op = dataclasses.replace(op, operands=len(inputs))
+            place[i] = len(nodes)
+            nodes.append(dataclasses.replace(node, op=op, inputs=tuple(place[source] for source in inputs)))
+            kept.append(i)
+        return dataclasses.replace(
+            self,
+            nodes=tuple(nodes),
+            in_map=self.in_map[kept],
+            out_map=self.out_map[kept],
+            in_const=self.in_const[kept],
+            out_const=self.out_const[kept],
+            branches=tuple(b for b in self.branches if b.merge not in gone and (b.merge, b.operand) not in cut),
+            absent=self.absent.union(*(self.branches[b].groups for b in vanished)),
+            unknown=tuple(u for u in self.unknown if u.name.removesuffix(".activation") not in gone),
+        )
 
     # ---- identity and explanation -----------------------------------------------------------------------------
 

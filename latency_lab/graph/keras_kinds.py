@@ -12,8 +12,8 @@ import numpy as np
 
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph.channel_graph import NO_WEIGHTS, ChannelGraph, Weights
-from latency_lab.graph.keras_others import OTHERS, counted, dense_at_positions, kept
-from latency_lab.graph.keras_reader import Reader, Tensor
+from latency_lab.graph.keras_others import OTHERS
+from latency_lab.graph.keras_reader import Reader, Tensor, depth, spatial
 from latency_lab.graph.keras_walk import Call, wiring
 from latency_lab.ops import ACTIVATIONS, OpConfig
 
@@ -65,32 +65,36 @@ def _reads(*names: str) -> Callable[[Effect], Effect]:
 # ---- layers with kernels --------------------------------------------------------------------------------------
 
 
-@_reads("Conv2D")
-def _conv2d(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+@_reads("Conv1D", "Conv2D", "Conv3D")
+def _conv(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     layer, (x,) = call.layer, inputs
     if not _plain(call, {"kernel", "bias"}):
         return reader.opaque(call, inputs)
-    out = reader.channels.fresh(layer.filters, call.name)
     if layer.groups > 1 and layer.groups == len(x.ids):  # one channel a group
-        op = _window("depthwise_conv2d", layer, x, layer.use_bias)
-        y = reader.node(call, op, [x], x.ids, out, counted(call))
-        kept(reader, call, x, y)
-        return [_activation(reader, call, y)]
-    weights = Weights(per_out=float(layer.use_bias), per_in_out=float(np.prod(layer.kernel_size)))
-    if layer.groups > 1:
-        for ids in (x.ids, out):
-            reader.channels.pin(ids, f"layer {call.name!r} is a convolution of {layer.groups} groups of channels")
-        weights = Weights(const=float(layer.count_params()))
+        return _depthwise_of(reader, call, x, layer.filters // layer.groups)
+    out = reader.channels.fresh(layer.filters, call.name)
+    for ids in (x.ids, out):  # each group of a grouped convolution keeps the same channels
+        first, *others = np.split(ids, layer.groups)
+        for other in others:
+            reader.channels.join(first, other)
     reader.sized(call, x.ids, out)
-    op = _window("conv2d", layer, x, layer.use_bias, layer.groups)
+    kernel = float(np.prod(layer.kernel_size)) / layer.groups
+    weights = Weights(per_out=float(layer.use_bias), per_in_out=kernel)
+    op = _window("conv3d" if len(layer.kernel_size) == 3 else "conv2d", layer, x, layer.use_bias, layer.groups)
     y = reader.node(call, op, [x], x.ids, out, weights)
     return [_activation(reader, call, y)]
 
 
-@_reads("DepthwiseConv2D")
+@_reads("DepthwiseConv1D", "DepthwiseConv2D")
 def _depthwise(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    layer, (x,) = call.layer, inputs
-    out = np.repeat(x.ids, layer.depth_multiplier)
+    return _depthwise_of(reader, call, inputs[0], call.layer.depth_multiplier)
+
+
+def _depthwise_of(reader: Reader, call: Call, x: Tensor, multiplier: int) -> list[Tensor]:
+    layer = call.layer
+    if len(layer.kernel_size) == 3:
+        return reader.opaque(call, [x])
+    out = np.repeat(x.ids, multiplier)
     reader.sized(call, x.ids, out)
     weights = Weights(per_out=float(np.prod(layer.kernel_size)) + layer.use_bias)
     op = _window("depthwise_conv2d", layer, x, layer.use_bias)
@@ -98,7 +102,7 @@ def _depthwise(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]
     return [_activation(reader, call, y)]
 
 
-@_reads("SeparableConv2D")
+@_reads("SeparableConv1D", "SeparableConv2D")
 def _separable(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     layer, (x,) = call.layer, inputs
     middle = np.repeat(x.ids, layer.depth_multiplier)
@@ -113,17 +117,30 @@ def _separable(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]
     return [_activation(reader, call, y)]
 
 
+@_reads("Conv1DTranspose", "Conv2DTranspose")
+def _transposed(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    layer, (x,) = call.layer, inputs
+    if not _plain(call, {"kernel", "bias"}):
+        return reader.opaque(call, inputs)
+    op = _window("conv2d_transpose", layer, x, layer.use_bias)
+    if (op.output_height, op.output_width) != spatial(call.outputs[0]):
+        return reader.opaque(call, inputs)
+    out = reader.channels.fresh(layer.filters, call.name)
+    reader.sized(call, x.ids, out)
+    weights = Weights(per_out=float(layer.use_bias), per_in_out=float(np.prod(layer.kernel_size)))
+    y = reader.node(call, op, [x], x.ids, out, weights)
+    return [_activation(reader, call, y)]
+
+
 @_reads("Dense")
 def _dense(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     layer, (x,) = call.layer, inputs
     if not _plain(call, {"kernel", "bias"}):
         return reader.opaque(call, inputs)
-    if len(call.inputs[0].shape) != 2:
-        return [_activation(reader, call, dense_at_positions(reader, call, inputs))]
     out = reader.channels.fresh(layer.units, call.name)
     reader.sized(call, x.ids, out)
     weights = Weights(per_out=float(layer.use_bias), per_in_out=1.0)
-    y = reader.node(call, OpConfig("dense", use_bias=layer.use_bias), [x], x.ids, out, weights)
+    y = reader.node(call, _at(OpConfig("dense", use_bias=layer.use_bias), x), [x], x.ids, out, weights)
     return [_activation(reader, call, y)]
 
 
@@ -197,8 +214,9 @@ def _softmax(reader: Reader, call: Call, x: Tensor, part: str) -> Tensor:
 
 @_reads("Add")
 def _add(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    if len({t.shape for t in inputs}) > 1 or len({len(t.ids) for t in inputs}) > 1 or len(inputs) < 2:
+    if len({(t.shape, t.depth, len(t.ids)) for t in inputs}) > 1 or len(inputs) < 2:
         return reader.opaque(call, inputs, "adds tensors of different shapes")
+    reader.merges(call, adds=True)
     return [_join(reader, call, OpConfig("add", operands=len(inputs)), inputs)]
 
 
@@ -206,7 +224,7 @@ def _add(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
 def _multiply(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     if len({len(t.ids) for t in inputs}) > 1 or len(inputs) < 2:
         return reader.opaque(call, inputs, "multiplies tensors of different shapes")
-    if len({t.shape for t in inputs}) == 1:
+    if len({(t.shape, t.depth) for t in inputs}) == 1:
         return [_join(reader, call, OpConfig("multiply", operands=len(inputs)), inputs)]
     wide_first = sorted(inputs, key=lambda t: t.shape == (1, 1))
     if len(inputs) != 2 or wide_first[1].shape != (1, 1):
@@ -229,6 +247,7 @@ def _concatenate(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tenso
         return reader.opaque(call, inputs, "does not concatenate channels")
     if len(inputs) == 1:
         return inputs
+    reader.merges(call, adds=False)
     ids = np.concatenate([t.ids for t in inputs])
     return [reader.node(call, _at(OpConfig("concatenate", operands=len(inputs)), inputs[0]), inputs, ids, ids)]
 
@@ -236,47 +255,60 @@ def _concatenate(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tenso
 # ---- layers that move positions -------------------------------------------------------------------------------
 
 
-@_reads("MaxPooling2D", "AveragePooling2D")
+@_reads("MaxPooling1D", "AveragePooling1D", "MaxPooling2D", "AveragePooling2D")
 def _pool(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     layer, (x,) = call.layer, inputs
-    kind = "max_pool" if type(layer).__name__ == "MaxPooling2D" else "avg_pool"
+    kind = "max_pool" if type(layer).__name__.startswith("Max") else "avg_pool"
     op = OpConfig(
         kind,
         height=_height(x),
         width=_width(x),
-        kernel_size=tuple(layer.pool_size),
-        strides=tuple(layer.strides),
+        kernel_size=(1, *layer.pool_size)[-2:],
+        strides=(1, *layer.strides)[-2:],
         padding=layer.padding,
     )
     return [reader.node(call, op, [x], x.ids, x.ids)]
 
 
-@_reads("GlobalAveragePooling2D", "GlobalMaxPooling2D")
+@_reads("MaxPooling3D", "AveragePooling3D", "ZeroPadding3D", "Cropping3D", "UpSampling3D")
+def _moved_in_3d(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    return [reader.elementwise(call, inputs[0])]
+
+
+@_reads("GlobalAveragePooling1D", "GlobalMaxPooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling2D")
 def _global_pool(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    average = type(call.layer).__name__ == "GlobalAveragePooling2D"
+    if len(inputs) > 1:  # a mask of steps
+        return reader.opaque(call, inputs)
+    average = type(call.layer).__name__.startswith("GlobalAverage")
     return [_same(reader, call, "global_avg_pool" if average else "global_max_pool", inputs[0])]
 
 
-@_reads("ZeroPadding2D")
+@_reads("ZeroPadding1D", "ZeroPadding2D")
 def _pad(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    (top, bottom), (left, right) = call.layer.padding
+    padding = call.layer.padding
+    (top, bottom), (left, right) = ((0, 0), padding) if isinstance(padding[0], int) else padding
     return [_same(reader, call, "pad", inputs[0], padding=((top, bottom), (left, right)))]
 
 
 @_reads("Flatten")
 def _flatten(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     (x,) = inputs
-    ids = np.tile(x.ids, _height(x) * _width(x))
+    ids = np.tile(x.ids, x.depth * _height(x) * _width(x))
     return [reader.node(call, _at(OpConfig("flatten"), x), [x], x.ids, ids)]
 
 
 @_reads("Reshape")
 def _reshape(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     (x,) = inputs
-    shape = call.outputs[0].shape
-    if x.shape == (1, 1) and len(shape) in (2, 4) and shape[-1] == len(x.ids):
+    value = call.outputs[0]
+    positions = x.depth * _height(x) * _width(x)
+    if value.shape[-1] == len(x.ids) and spatial(value):  # positions alone are arranged anew
         reader.sized(call, x.ids, x.ids)
-        return [x]
+        return [Tensor(spatial(value), x.ids, x.source, depth(value))]
+    if len(value.shape) == 2 and value.shape[-1] == positions * len(x.ids):
+        ids = np.tile(x.ids, positions)
+        reader.sized(call, x.ids, ids)
+        return [reader.node(call, _at(OpConfig("flatten"), x), [x], x.ids, ids)]
     return reader.opaque(call, inputs, "moves values between channels")
 
 
@@ -321,22 +353,33 @@ def _same(
     part: str = "",
 ) -> Tensor:
     """One node that keeps channels as they are."""
-    op = OpConfig(kind, height=_height(x), width=_width(x), activation=activation, padding=padding)
+    op = _at(OpConfig(kind, activation=activation, padding=padding), x)
     return reader.node(call, op, [x], x.ids, x.ids, weights, part)
 
 
 def _window(kind: str, layer: Any, x: Tensor, use_bias: bool, groups: int = 1) -> OpConfig:
+    kernel, strides, dilation = (
+        (1, 1, *tuple(sizes)) for sizes in (layer.kernel_size, layer.strides, layer.dilation_rate)
+    )
     return OpConfig(
         kind,
         height=_height(x),
         width=_width(x),
-        kernel_size=tuple(layer.kernel_size),
-        strides=tuple(layer.strides),
-        padding=layer.padding,
-        dilation=tuple(layer.dilation_rate),
+        kernel_size=kernel[-2:],
+        strides=strides[-2:],
+        padding=_padding(layer.padding, kernel, dilation),
+        dilation=dilation[-2:],
         groups=groups,
         use_bias=bool(use_bias),
+        depth=x.depth,
+        kernel_depth=kernel[-3],
+        stride_depth=strides[-3],
     )
+
+
+def _padding(name: str, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Any:
+    """ "same", "valid", or the counts of a causal convolution: all before the first step."""
+    return ((0, 0), (dilation[-1] * (kernel[-1] - 1), 0)) if name == "causal" else name
 
 
 def _plain(call: Call, names: set[str]) -> bool:
@@ -345,7 +388,7 @@ def _plain(call: Call, names: set[str]) -> bool:
 
 
 def _at(op: OpConfig, x: Tensor) -> OpConfig:
-    return dataclasses.replace(op, height=_height(x), width=_width(x))
+    return dataclasses.replace(op, height=_height(x), width=_width(x), depth=x.depth)
 
 
 def _height(x: Tensor) -> int:

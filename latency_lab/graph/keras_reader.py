@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
 
 from latency_lab.errors import UnsupportedModelError
+from latency_lab.graph.branches import find_branches
 from latency_lab.graph.channel_graph import NO_WEIGHTS, ChannelGraph, Floats, LayerChannels, Node, Unknown, Weights
 from latency_lab.graph.channels import Channels, Ids
 from latency_lab.graph.keras_walk import Call, Value, Wiring
@@ -24,14 +25,17 @@ class Tensor:
     """A tensor while reading.
 
     Attributes:
-        shape: (height, width), (1, 1) of a (batch, channels) tensor, or None where the rank is neither 2 nor 4.
+        shape: (height, width); (1, 1) of a (batch, channels) tensor, (1, steps) of a sequence, or None where the rank
+            is not 2 to 5.
         ids: [channels] channel ids.
         source: the node whose output it is, or -1 - i of network input i.
+        depth: positions of the first of three axes.
     """
 
     shape: tuple[int, int] | None
     ids: Ids
     source: int
+    depth: int = 1
 
 
 class Reader:
@@ -44,23 +48,20 @@ class Reader:
         self._node_ids: list[tuple[Ids, Ids]] = []
         self._layer_ids: dict[str, tuple[Ids, Ids]] = {}
         self.unknown: list[Unknown] = []
-        self.unknown_parameters = 0
         self._input_shapes: list[tuple[int, int, int]] = []
         self._times = Counter(call.name for call in wired.calls)
         self._counted: set[str] = set()
+        self._tensors: dict[int, Tensor] = {}
+        self._merges: dict[str, bool] = {}
 
     def graph(self, effect: Callable[[Reader, Call, list[Tensor]], list[Tensor]]) -> ChannelGraph:
         """Reads all calls; `effect` adds the operations of one call and returns its outputs."""
-        tensors: dict[int, Tensor] = {}
+        tensors = self._tensors
         for value in keras.tree.flatten(self.wired.inputs):
             tensors[id(value)] = self.entry(value, value.name, "it is an input of the model")
         for call in self.wired.calls:
             inputs = [tensors[id(value)] for value in call.inputs]
             outputs = effect(self, call, inputs)
-            if self._times[call.name] > 1 and call.layer.variables:
-                reason = f"layer {call.name!r} is shared: it is called {self._times[call.name]} times"
-                for tensor in (*inputs, *outputs):
-                    self.channels.pin(tensor.ids, reason)
             tensors.update({id(value): tensor for value, tensor in zip(call.outputs, outputs, strict=True)})
         for value in keras.tree.flatten(self.wired.outputs):
             self.channels.pin(tensors[id(value)].ids, "it is an output of the model", override=True)
@@ -84,7 +85,7 @@ class Reader:
         """A tensor that no node makes."""
         height, width = spatial(value) or (1, 1)
         self._input_shapes.append((height, width, len(ids)))
-        return Tensor(spatial(value), ids, -len(self._input_shapes))
+        return Tensor(spatial(value), ids, -len(self._input_shapes), depth(value))
 
     def node(
         self,
@@ -104,11 +105,20 @@ class Reader:
         self.nodes.append(Node(call.name + part, op, tuple(t.source for t in inputs), call.name, weights))
         self._node_ids.append((in_ids, out_ids))
         shape = (op.output_height, op.output_width)
-        return Tensor(shape, out_ids, len(self.nodes) - 1)
+        return Tensor(shape, out_ids, len(self.nodes) - 1, op.output_depth)
 
     def sized(self, call: Call, in_ids: Ids, out_ids: Ids) -> None:
-        """Keeps which channels a layer runs over whose weights or arguments depend on their number."""
-        self._layer_ids[call.name] = (in_ids, out_ids)
+        """Keeps which channels a layer runs over whose weights or arguments depend on their number. Those of two calls
+        of one layer stay or go together."""
+        first = self._layer_ids.setdefault(call.name, (in_ids, out_ids))
+        if first[0] is not in_ids or first[1] is not out_ids:
+            self.channels.join(first[0], in_ids)
+            self.channels.join(first[1], out_ids)
+
+    def merges(self, call: Call, adds: bool) -> None:
+        """Says that a call joins branches: it adds its operands, or else concatenates them."""
+        if self._times[call.name] == 1:
+            self._merges[call.name] = adds
 
     def elementwise(self, call: Call, tensor: Tensor, activation: str = "") -> Tensor:
         """A layer (or its activation) without an operation that keeps channels apart: listed, its channels go on."""
@@ -128,10 +138,11 @@ class Reader:
         if activation:
             self.unknown.append(Unknown(f"{call.name}.activation", activation, after, after))
             return
-        self.unknown.append(Unknown(call.name, type(call.layer).__name__, before, after))
+        parameters = 0
         if call.name not in self._counted and isinstance(call.layer, keras.layers.Layer):
             self._counted.add(call.name)
-            self.unknown_parameters += int(call.layer.count_params())
+            parameters = int(call.layer.count_params())
+        self.unknown.append(Unknown(call.name, type(call.layer).__name__, before, after, parameters))
 
     # ---- the end ----------------------------------------------------------------------------------------------
 
@@ -153,9 +164,13 @@ class Reader:
         layers = {
             name: LayerChannels(resolved.slots[ids[0]], resolved.slots[ids[1]]) for name, ids in self._layer_ids.items()
         }
+        slots = {key: resolved.slots[tensor.ids] for key, tensor in self._tensors.items()}
+        branches = find_branches(self.wired, slots, resolved.groups, self._merges)
+        vanishing = {g for branch in branches for g in branch.gates}
         return ChannelGraph(
             nodes=tuple(self.nodes),
-            groups=resolved.groups,
+            groups=tuple(replace(g, can_vanish=i in vanishing) for i, g in enumerate(resolved.groups)),
+            branches=branches,
             pinned=resolved.pinned,
             in_map=in_map,
             out_map=out_map,
@@ -164,16 +179,21 @@ class Reader:
             input_shapes=tuple(self._input_shapes),
             layer_channels=layers,
             unknown=tuple(self.unknown),
-            unknown_parameters=self.unknown_parameters,
             model_name=self.wired.name,
         )
 
 
 def spatial(value: Value) -> tuple[int, int] | None:
-    """(height, width) of a rank 4 value, (1, 1) of a rank 2 value, None of others."""
-    if len(value.shape) == 4:
-        return int(value.shape[1] or 0), int(value.shape[2] or 0)
-    return (1, 1) if len(value.shape) == 2 else None
+    """(height, width) of a value: 1 each of rank 2, 1 and the steps of rank 3, the last two axes of rank 4 and 5."""
+    if not 2 <= len(value.shape) <= 5:
+        return None
+    height, width = (1, 1, *(int(size or 0) for size in value.shape[1:-1]))[-2:]
+    return height, width
+
+
+def depth(value: Value) -> int:
+    """The first axis of positions of a rank 5 value, 1 of others."""
+    return int(value.shape[1] or 0) if len(value.shape) == 5 else 1
 
 
 def _size_bytes(value: Value) -> int:

@@ -9,11 +9,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import keras
 
 from latency_lab.errors import UnsupportedModelError
+
+_AS_LAYER = (
+    " If it is one operation rather than a network, derive its class from keras.layers.Layer: its channels then stay, "
+    "and it is listed as a layer without a cost of its own."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +125,39 @@ def rebuild(
 
 
 def copy_layer(call: Call, **changes: Any) -> Any:
-    """A new layer of the same class and config, under the call's name, with `changes` to the config."""
-    config = {**call.layer.get_config(), "name": call.name, **changes}
-    layer = type(call.layer).from_config(config)
+    """A new layer of the same class and config, under the call's name, with `changes` to the config.
+
+    Raises:
+        UnsupportedModelError: the class does not say how: its config is missing or is not enough.
+    """
+    kind = type(call.layer)
+    if kind is keras.layers.Lambda:
+        return _copy_lambda(call)
+    try:
+        layer = kind.from_config({**call.layer.get_config(), "name": call.name, **changes})
+    except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"Layer {call.name!r} ({kind.__name__}) cannot be copied. Expected {kind.__name__}.from_config() to take "
+            f"what its get_config() returns. Received: {type(error).__name__}: {shorten(str(error), 200)} "
+            "Give the class a get_config() with all arguments of its constructor."
+        ) from error
     if isinstance(layer, keras.layers.Layer):
         layer.trainable = call.layer.trainable
     return layer
 
 
+def _copy_lambda(call: Call) -> Any:
+    """Calls the same function: one of Python cannot be written into a config and come back whole."""
+    old = call.layer
+    config = {**keras.layers.Layer.get_config(old), "name": call.name}
+    return keras.layers.Lambda(old.function, old._output_shape, old.mask, old.arguments, **config)
+
+
 def copy_weights(wired: Wiring, target: Any, values: Callable[[Call], list[Any]] | None = None) -> None:
     """Sets the weights of the layers of `target` to `values(call)`; default: those of the layer of the same name."""
+    layers = {layer.name: layer for layer in target.layers}
     for call in {call.name: call for call in wired.calls if getattr(call.layer, "weights", None)}.values():
-        layer = target.get_layer(call.name)
+        layer = layers[call.name]
         layer.set_weights(values(call) if values else call.layer.get_weights())
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
@@ -148,7 +175,7 @@ def _calls(
         found = tuple(leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value))
         layer = node.operation
         if isinstance(layer, keras.Model):
-            inner = _functional(layer)
+            inner = _functional(layer, model.name)
             inside = {id(t): value for t, value in zip(inner.inputs, found, strict=True)}
             passed = {**given, **{k: v for k, v in kwargs.items() if k == "training" and v is not None}}
             yield from _calls(inner, inside, names, passed, f"{prefix}{layer.name}_")
@@ -190,25 +217,37 @@ def _nodes(model: Any, known: dict[int, Value]) -> list[Any]:
     return found
 
 
-def _functional(model: Any) -> Any:
-    """The functional form of a functional or built Sequential model."""
-    if isinstance(model, keras.Sequential):
-        if not model.built or not model.inputs:
-            raise UnsupportedModelError(
-                f"Sequential model {model.name!r} is not built, so its shapes are unknown. "
-                "Add keras.Input(shape=...) as its first layer, or call model.build((None, height, width, channels))."
-            )
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    parents: list[Any] = [
-        c for c in type(model).__mro__ if c.__name__ == "Functional" and c.__module__.startswith("keras")
-    ]
-    if not parents or type(model).call is not parents[0].call:
+def _functional(model: Any, outer: str = "") -> Any:
+    """The functional form of a functional or built Sequential model; `outer`: name of the model that it is in."""
+    if not isinstance(model, keras.Model):
         raise UnsupportedModelError(
-            f"Model {getattr(model, 'name', model)!r} is of class {type(model).__name__}, whose call() is Python code "
-            "that cannot be read. Expected a functional or Sequential Keras model: "
-            "x = keras.Input(shape); keras.Model(x, layers(x))."
+            f"Expected a functional or Sequential model of Keras 3, or a path. Received: {type(model).__name__}"
         )
-    return model
+    name = f"{model.name!r} in model {outer!r}" if outer else repr(model.name)
+    plain: list[Any] = [
+        c
+        for c in type(model).__mro__
+        if c.__name__ in {"Functional", "Sequential"} and c.__module__.startswith("keras.")
+    ]
+    if not plain or type(model).call is not plain[0].call:
+        raise UnsupportedModelError(
+            f"Model {name} is of class {type(model).__name__}, whose call() is Python code that cannot be read. "
+            "Expected a functional or Sequential Keras model: x = keras.Input(shape); keras.Model(x, layers(x))."
+            + (_AS_LAYER if outer else "")
+        )
+    if not isinstance(model, keras.Sequential):
+        return model
+    if not model.built:
+        raise UnsupportedModelError(
+            f"Sequential model {name} is not built, so its shapes are unknown. "
+            "Add keras.Input(shape=...) as its first layer, or call model.build((None, height, width, channels))."
+        )
+    if not getattr(model, "inputs", None):
+        raise UnsupportedModelError(
+            f"Sequential model {name} has a layer whose output shape Keras cannot tell beforehand. "
+            "Give the class of that layer compute_output_shape(), and build the model anew."
+        )
+    return keras.Model(model.inputs, model.outputs, name=model.name)
 
 
 def _struct(functional: Any, which: str) -> Any:

@@ -50,6 +50,11 @@ class OpPrediction:
     high_ms: float
     source: str
 
+    @property
+    def log_half_width(self) -> float:
+        """log(high / latency): what `NetworkCorrection.half_width_of` reads."""
+        return float(np.log(self.high_ms / self.latency_ms)) if self.latency_ms > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -172,13 +177,14 @@ class DeviceProfile:
         return predictor.quanta[axis] if predictor else 1
 
     def _edges(self, op: OpConfig, axis: int) -> Floats:
-        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS` of them."""
-        channels = (op.in_channels, op.out_channels)[axis]
+        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS` of them. All groups of a grouped
+        convolution step at once."""
+        channels = (op.in_channels, op.out_channels)[axis] // op.groups
         quantum = max(self.quantum(op, axis), 1 if channels < 32 else 4)
         edges = np.arange(quantum, channels, quantum)
         if len(edges) > MAX_KNOTS - 2:
             edges = edges[np.unique(np.round(np.linspace(0, len(edges) - 1, MAX_KNOTS - 2)).astype(int))]
-        return np.array([0, *edges, channels], np.float64)
+        return op.groups * np.array([0, *edges, channels], np.float64)
 
     def _predict_kind(self, kind: str, ops: list[OpConfig]) -> list[OpPrediction]:
         predictor = self.predictors.get(kind)

@@ -11,8 +11,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import layers
 
+from latency_lab.cost import FlopsCost, ParamsCost
 from latency_lab.errors import StructureError, UnsupportedModelError
-from latency_lab.gates import Gates, insert_masks, masked
+from latency_lab.gates import FixedMask, Gates, insert_masks, masked
 from latency_lab.graph import ChannelGraph
 from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
@@ -54,7 +55,7 @@ def random_structure(graph: ChannelGraph, rng: np.random.Generator) -> Structure
 
 def swapped(structure: Structure, rng: np.random.Generator) -> Structure:
     """One kept index of one group exchanged for a closed channel."""
-    names = [name for name, kept in structure.kept.items() if len(kept) < structure.sizes[name]]
+    names = [name for name, kept in structure.kept.items() if 0 < len(kept) < structure.sizes[name]]
     name = names[rng.integers(len(names))]
     closed = sorted(set(range(structure.sizes[name])) - set(structure.kept[name]))
     kept = [*structure.kept[name]]
@@ -270,7 +271,7 @@ def test_trainable_flags_and_config_are_kept() -> None:
     assert isinstance(found.kernel_regularizer, keras.regularizers.L2)
 
 
-def test_a_shared_layer_stays_whole() -> None:
+def test_calls_of_a_shared_layer_shrink_together() -> None:
     keras.utils.clear_session()
     image = keras.Input((6, 6, 3))
     shared, relu = layers.Conv2D(4, 3, padding="same", name="shared"), layers.ReLU()
@@ -278,9 +279,83 @@ def test_a_shared_layer_stays_whole() -> None:
     x = relu(shared(shared(x)))
     model = keras.Model(image, head(layers.Conv2D(5, 3, name="last")(x), "average"))
     graph = ChannelGraph.from_model(model)
-    assert {group.name for group in graph.groups} == {"last", "dense"}
-    assert {p.name: p.reason for p in graph.pinned}["shared"] == "layer 'shared' is shared: it is called 2 times"
+    assert {group.name: group.members for group in graph.groups}["first"] == ("first", "shared")
     check_masked_equals_slim(model, 1)
+
+
+# ---- branches that vanish -----------------------------------------------------------------------------------------
+
+
+def with_branches() -> Any:
+    """Two residual branches, of which one is grouped, and two parallel ones."""
+    keras.utils.clear_session()
+    image = keras.Input((6, 6, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(image)
+    for name, groups in (("a", 1), ("b", 2)):
+        y = layers.Conv2D(4, 1, activation="relu", name=f"{name}_in")(x)
+        y = layers.Conv2D(4, 3, groups=groups, padding="same", name=f"{name}_mid")(y)
+        y = layers.Conv2D(6, 1, name=f"{name}_out")(layers.BatchNormalization(name=f"{name}_norm")(y))
+        x = layers.Add(name=f"{name}_add")([x, y])
+    left = layers.Conv2D(3, 1, name="left")(x)
+    right = layers.Conv2D(3, 3, padding="same", name="right")(layers.Conv2D(5, 1, name="right_in")(x))
+    x = layers.BatchNormalization(name="norm")(layers.Concatenate(name="join")([left, right]))
+    return keras.Model(image, head(x, "average"))
+
+
+@pytest.mark.parametrize(
+    ("closed", "gone"),
+    [
+        (["a_in"], {"a_in", "a_mid", "a_norm", "a_out", "a_add"}),
+        (["b_mid"], {"b_in", "b_mid", "b_norm", "b_out", "b_add"}),
+        (["right_in"], {"right_in", "right", "join"}),
+        (["right"], {"right_in", "right", "join"}),
+        (["a_mid", "b_in"], {f"{n}_{part}" for n in "ab" for part in ("in", "mid", "norm", "out", "add")}),
+    ],
+)
+def test_a_branch_whose_group_closes_is_removed(closed: list[str], gone: set[str]) -> None:
+    model, rng = with_branches(), np.random.default_rng(3)
+    randomise(model, rng)
+    graph = ChannelGraph.from_model(model)
+    mask = random_structure(graph, rng).mask(graph)
+    for group, start in zip(graph.groups, graph.offsets, strict=False):
+        if group.name in closed:
+            mask[start : start + group.size] = 0
+    structure = Structure.from_mask(graph, mask)
+    assert Structure.from_json(structure.to_json()) == structure
+    slim = shrink(model, structure)
+    assert {layer.name for layer in model.layers} - {layer.name for layer in slim.layers} == gone
+    images = rng.normal(size=(EXAMPLES, 6, 6, 3)).astype("float32")
+    assert distance(masked(model, structure), slim, images) < 1e-4
+    assert distance(masked(model, swapped(structure, rng)), slim, images) > 1e-2
+    widths, found = structure.widths(graph), ChannelGraph.from_model(slim)
+    assert found.network() == graph.network(widths)
+    assert ParamsCost(graph).at(widths) == slim.count_params()
+    assert FlopsCost(graph).at(widths) == FlopsCost(found).at()
+
+
+def test_gates_of_a_mask_that_closes_a_branch_take_all_of_it() -> None:
+    model, rng = with_branches(), np.random.default_rng(4)
+    randomise(model, rng)
+    graph = ChannelGraph.from_model(model)
+    mask = np.ones(graph.slots)
+    start = graph.offsets[[group.name for group in graph.groups].index("right_in")]
+    mask[start : start + 5] = 0  # the channels of "right" are open still
+    gated = insert_masks(model, graph, FixedMask(mask.tolist(), name="mask"), vanishing=True)
+    images = rng.normal(size=(EXAMPLES, 6, 6, 3)).astype("float32")
+    assert distance(gated, shrink(model, Structure.from_mask(graph, mask)), images) < 1e-4
+
+
+def test_a_group_without_which_nothing_would_come_out_cannot_vanish() -> None:
+    model = with_branches()
+    graph = ChannelGraph.from_model(model)
+    assert {g.name for g in graph.groups if g.can_vanish} == {"a_in", "a_mid", "b_in", "b_mid", "right_in", "right"}
+    mask = np.ones(graph.slots)
+    mask[:6] = 0
+    with pytest.raises(StructureError, match="'stem' keeps no channel"):
+        Structure.from_mask(graph, mask)
+    kept = {**Structure.full(graph).kept, "a_in": ()}
+    with pytest.raises(StructureError, match="'a_mid' keeps 4 channels of a branch that vanishes"):
+        shrink(model, Structure(kept, Structure.full(graph).sizes, graph.digest))
 
 
 def test_a_structure_of_another_model_is_refused() -> None:

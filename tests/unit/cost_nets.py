@@ -47,6 +47,7 @@ class HandGraph:
     source: str = "keras"
     unknown: tuple[Unknown, ...] = ()
     unknown_parameters: int = 0
+    branches: tuple[()] = ()
     nodes: list[HandNode] = field(default_factory=list)
     rows: list[tuple[np.ndarray, float, np.ndarray, float]] = field(default_factory=list)
 
@@ -70,6 +71,9 @@ class HandGraph:
                 row[group] = times
             return row, 0.0
         return row, float(channels)
+
+    def vanished(self, widths: np.ndarray) -> frozenset[int]:
+        return frozenset()
 
     @property
     def full_widths(self) -> np.ndarray:

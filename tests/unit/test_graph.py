@@ -92,7 +92,7 @@ def test_a_residual_joins_its_branches() -> None:
     x = layers.ReLU()(layers.BatchNormalization()(conv(6, "stem")(image)))
     y = conv(6, "last")(conv(4, "inner", activation="relu")(x))
     graph = graph_of(image, head(layers.Add()([x, y])))
-    assert graph.groups == (Group("stem", 6, ("stem", "last")), Group("inner", 4, ("inner",)))
+    assert graph.groups == (Group("stem", 6, ("stem", "last")), Group("inner", 4, ("inner",), True))
     assert [(p.name, p.reason) for p in graph.pinned] == [
         ("image", "it is an input of the model"),
         ("head", "it is an output of the model"),
@@ -197,14 +197,16 @@ def test_a_class_of_ones_own_is_unknown_even_under_a_known_name() -> None:
     assert not graph.groups
 
 
-def test_a_grouped_convolution_and_a_softmax_pin_with_their_reasons() -> None:
+def test_a_grouped_convolution_keeps_the_same_channels_of_each_group() -> None:
     image = keras.Input((8, 8, 3))
     x = conv(4, "grouped", groups=2)(conv(6, "a")(image))
     graph = graph_of(image, head(layers.Softmax(name="soft")(conv(5, "b")(x))))
-    reasons = {p.name: p.reason for p in graph.pinned}
-    assert reasons["a"] == reasons["grouped"] == "layer 'grouped' is a convolution of 2 groups of channels"
-    assert reasons["b"] == "layer 'soft' takes a softmax over it"
-    assert graph.nodes[1].op.groups == 2
+    assert {g.name: g.size for g in graph.groups} == {"a": 3, "grouped": 2}
+    assert {p.name: p.reason for p in graph.pinned}["b"] == "layer 'soft' takes a softmax over it"
+    _, grouped, *_ = graph.op_configs({"a": 2, "grouped": 1})
+    assert (grouped.in_channels, grouped.out_channels, grouped.groups) == (4, 2, 2)
+    _, grouped, *_ = graph.op_configs({"a": 1, "grouped": 1})
+    assert (grouped.kind, grouped.in_channels, grouped.groups) == ("depthwise_conv2d", 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +317,7 @@ def test_random_networks_are_well_formed_and_within_bounds() -> None:
     assert 10e6 <= sum(op.macs for op, _ in small.nodes) <= 12e6
 
 
-# ---- kinds whose channels stay ------------------------------------------------------------------------------------
+# ---- kinds beside the common ones ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -330,13 +332,12 @@ def test_random_networks_are_well_formed_and_within_bounds() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_layers_that_cannot_be_narrowed_have_a_cost_all_the_same(layer, key) -> None:
+def test_less_common_layers_have_a_cost(layer, key) -> None:
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, layer(conv(6, "a")(image)))
     graph = ChannelGraph.from_model(model)
     assert graph.nodes[-1].op.key == key
     assert graph.unknown == ()
-    assert graph.groups == ()
     assert ParamsCost(graph).at() == model.count_params()
     assert (graph.nodes[-1].op.output_height, graph.nodes[-1].op.output_width) == tuple(model.output.shape[1:3])
 

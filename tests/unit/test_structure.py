@@ -78,7 +78,6 @@ def test_the_file_goes_round_and_is_readable(tmp_path: Any) -> None:
         (["groups", "a", "kept", 1], 7, r"below 3, got 7 - at \$.groups.a.kept\[1\]"),
         (["groups", "a", "kept", 1], 0, r"above 0 .* got 0 - at \$.groups.a.kept\[1\]"),
         (["groups", "a", "kept", 0], True, r"\$.groups.a.kept\[0\]"),
-        (["groups", "b", "kept"], [], r"\$.groups.b.kept"),
         (["model"], None, r"\$.model"),
     ],
 )
