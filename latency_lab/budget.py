@@ -34,16 +34,17 @@ FEW = 4
 """Channels that snapping moves a width by, at most; and a sixteenth of the group, at most, but one."""
 
 
-def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
+def fit(cost: Cost, openness: npt.ArrayLike, target: float, lowest: npt.ArrayLike = 1) -> Ints:
     """Widths by one global threshold on openness, snapped to the device's steps: those that spend most of a budget.
 
     Args:
         cost: read at whole widths, `cost.at`.
         openness: [slots]; infinite for a channel that has to stay.
         target: in the cost's unit.
+        lowest: channels of each group that have to stay, [groups] or one number; 0 for a group that may vanish.
 
     Returns:
-        Channels of each group, [groups]; at least 1.
+        Channels of each group, [groups].
 
     Raises:
         BudgetError: the fewest channels cost more; the message has that cost.
@@ -54,9 +55,9 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float) -> Ints:
         ...     return mask_of(cost, gates, fit(cost, gates, target=5.0))
     """
     values = np.asarray(openness, float)
-    lowest = widths_above(cost, values, np.finfo(float).max)
+    lowest = widths_above(cost, values, np.finfo(float).max, lowest)
     check_reachable(cost, target, lowest)
-    ladder = _Ladder(cost, values)
+    ladder = _Ladder(cost, values, lowest)
     plain = _largest(ladder.rungs, lambda k: cost.at(ladder.widths(k)) <= target)
     best, most, over = ladder.widths(plain), -np.inf, 0
     for rung in ladder.upward(plain):
@@ -159,10 +160,10 @@ def mask_of(cost: Cost, openness: npt.ArrayLike, widths: npt.ArrayLike) -> Float
     return mask
 
 
-def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float) -> Ints:
-    """Channels of each group with an openness above a threshold, [groups], at least 1."""
+def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float, lowest: npt.ArrayLike = 1) -> Ints:
+    """Channels of each group with an openness above a threshold, [groups], at least `lowest`."""
     opened = np.concatenate([[0], np.cumsum(np.asarray(openness) > threshold)])
-    return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), 1), np.int64)
+    return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), lowest), np.int64)
 
 
 def _fill(cost: Cost, widths: Ints, target: float) -> Ints:
@@ -188,13 +189,13 @@ def _fill(cost: Cost, widths: Ints, target: float) -> Ints:
 class _Ladder:
     """Structures from the fewest channels to all: rung k opens the k most open of the others."""
 
-    def __init__(self, cost: Cost, openness: Floats) -> None:
+    def __init__(self, cost: Cost, openness: Floats, lowest: Ints) -> None:
         self._cost = cost
         offsets = cost.graph.offsets
         group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         kept = np.isinf(openness)
-        for start, end in zip(offsets[:-1], offsets[1:], strict=True):
-            kept[start + int(np.argmax(openness[start:end]))] = True
+        for start, end, least in zip(offsets[:-1], offsets[1:], lowest.tolist(), strict=True):
+            kept[start + np.argsort(-openness[start:end], kind="stable")[:least]] = True
         order = np.argsort(-openness, kind="stable")
         self._count = len(offsets) - 1
         self._lowest = np.bincount(group_of[kept], minlength=self._count)

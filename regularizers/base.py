@@ -36,6 +36,8 @@ class Regularizer(ABC):
         target_ms: a budget in ms, of a cost in ms.
         control: of the strength under a budget, with any target: the budget's takes its place. None: the class's own.
         every: batches between two readings of the budget; None: a hundredth of the training, 1 to 10.
+        depth: whether a branch may close whole, residual or parallel, and leave the network; else a channel of each
+            group always stays.
 
     Raises:
         UsageError: not exactly one of strength, target and target_ms.
@@ -57,6 +59,7 @@ class Regularizer(ABC):
         target_ms: float | None = None,
         control: BudgetControl | None = None,
         every: int | None = None,
+        depth: bool = False,
     ) -> None:
         given = {"strength": strength, "target": target, "target_ms": target_ms}
         if sum(value is not None for value in given.values()) != 1:
@@ -64,7 +67,10 @@ class Regularizer(ABC):
         self.cost = cost
         self.initial = cost.at()
         self.every = every
-        self.budget = _budget(cost, self.initial, target, target_ms)
+        self.vanishing = [g for g, group in enumerate(cost.graph.groups) if depth and group.can_vanish]
+        self.lowest = np.ones(len(cost.graph.groups), np.int64)
+        self.lowest[self.vanishing] = 0
+        self.budget = _budget(cost, self.initial, target, target_ms, self.lowest)
         self.control = self._control(control) if self.budget is not None else None
         self._start = self.control.start if self.control else float(strength or 0.0)
         self._model: Any = None
@@ -98,6 +104,7 @@ class Regularizer(ABC):
             float(self.cost.value(None)),
             self._start,
             self._price_threshold,
+            self.lowest.tolist(),
             name="penalty",
         )
         outputs = inner.output
@@ -138,15 +145,15 @@ class Regularizer(ABC):
         return np.array(ops.convert_to_numpy(self._attached().get_layer(self._source).openness()), float)
 
     def alive(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Which channels of each group are open now: [size] a group; the most open one always is."""
+        """Which channels of each group are open now: [size] a group; the most open one is, but of one that vanishes."""
         graph = self.cost.graph
         mask = budget.mask_of(self.cost, self.openness(), self.widths()).astype(bool)
         spans = zip(graph.groups, graph.offsets, strict=False)
         return {group.name: mask[start : start + group.size] for group, start in spans}
 
     def widths(self) -> npt.NDArray[np.int64]:
-        """Open channels of each group now, [groups], at least 1."""
-        return budget.widths_above(self.cost, self.openness(), self.threshold)
+        """Open channels of each group now, [groups], at least 1 (0 where a branch vanishes, with `depth`)."""
+        return budget.widths_above(self.cost, self.openness(), self.threshold, self.lowest)
 
     def structure(self) -> Structure:
         """What training found, snapped to the device's steps.
@@ -159,9 +166,9 @@ class Regularizer(ABC):
         """
         openness = self.openness()
         if self.budget is not None:
-            widths = budget.fit(self.cost, openness, self.budget)
+            widths = budget.fit(self.cost, openness, self.budget, self.lowest)
         else:
-            lowest = budget.widths_above(self.cost, openness, np.finfo(float).max)
+            lowest = budget.widths_above(self.cost, openness, np.finfo(float).max, self.lowest)
             widths = budget.snap(self.cost, self.widths(), lowest)
         mask = budget.mask_of(self.cost, openness, widths)
         return Structure.from_mask(self.cost.graph, mask, self._provenance(widths))
@@ -249,15 +256,17 @@ def copied(model: Any) -> Any:
     return result
 
 
-def _budget(cost: Cost, initial: float, target: float | None, target_ms: float | None) -> float | None:
+def _budget(
+    cost: Cost, initial: float, target: float | None, target_ms: float | None, lowest: npt.NDArray[np.int64]
+) -> float | None:
     if target is not None:
         if not 0 < target <= 1:
             raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
-        budget.check_reachable(cost, target * initial)
+        budget.check_reachable(cost, target * initial, lowest)
         return target * initial
     if target_ms is not None:
         if cost.unit != "ms":
             raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
-        budget.check_reachable(cost, target_ms)
+        budget.check_reachable(cost, target_ms, lowest)
         return float(target_ms)
     return None

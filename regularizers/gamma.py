@@ -34,7 +34,7 @@ class Gamma(WeightRegularizer):
         strength, target, target_ms: exactly one; see `Regularizer`.
         threshold: a channel is open where |gamma| is larger.
         group: how members combine: "max" or "l2".
-        **options: `control`, `every` of `Regularizer`.
+        **options: `control`, `every`, `depth` of `Regularizer`.
 
     With Adam a scale moves by at most a learning rate a step, so closing it from 1 takes 1 / learning rate steps: train
     for 2000 steps at 1e-3, or 400 at 5e-3.
@@ -72,7 +72,8 @@ class Gamma(WeightRegularizer):
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         clone = copied(model)
         norms = [layer for layer in clone.layers if isinstance(layer, keras.layers.BatchNormalization)]
-        members = {layer.name: graph.layer_channels[layer.name].out_ids for layer in norms}
+        known = graph.layer_channels
+        members = {layer.name: known[layer.name].out_ids for layer in norms if layer.name in known}
         members = {name: slots for name, slots in members.items() if np.any(slots >= 0)}
         flat = [layer.name for layer in norms if layer.name in members and layer.gamma is None]
         if flat:
@@ -89,7 +90,8 @@ class Gamma(WeightRegularizer):
         if self.unregularized:
             LOGGER.warning("Gamma: no batch norm, left whole: %s", ", ".join(self.unregularized))
             if self.budget is not None:
-                lowest = [group.size if group.name in self.unregularized else 1 for group in graph.groups]
+                whole = [group.size if group.name in self.unregularized else 0 for group in graph.groups]
+                lowest = np.maximum(self.lowest, whole)
                 budget.check_reachable(self.cost, self.budget, lowest)
         slots = {name: found.tolist() for name, found in members.items()}
         source = WeightOpenness(slots, graph.slots, "gamma", combine=self.group, name=self._source)

@@ -14,7 +14,13 @@ from regularizers.base import WeightRegularizer, copied
 from regularizers.control import BudgetControl
 from regularizers.openness import Combine, WeightOpenness
 
-_MAKERS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
+_MAKERS = frozenset(
+    {
+        *(f"Conv{n}D" for n in (1, 2, 3)),
+        *(f"{kind}Conv{n}D" for kind in ("Depthwise", "Separable") for n in (1, 2)),
+        *("Conv1DTranspose", "Conv2DTranspose", "Dense"),
+    }
+)
 
 
 class GroupLasso(WeightRegularizer):
@@ -32,7 +38,7 @@ class GroupLasso(WeightRegularizer):
         threshold: a channel is open where r is larger.
         l1_fraction: f, from 0 to 1.
         group: how members combine: "max" or "l2".
-        **options: `control`, `every` of `Regularizer`.
+        **options: `control`, `every`, `depth` of `Regularizer`.
 
     Example:
         >>> from regularizers import GroupLasso

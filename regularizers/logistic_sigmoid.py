@@ -30,7 +30,7 @@ class LogisticSigmoid(Regularizer):
         temperature: of the gates.
         scale: how much faster logits move than weights: logit = 2.5 + scale * weight.
         seed: of the noise.
-        **options: `control`, `every` of `Regularizer`.
+        **options: `control`, `every`, `depth` of `Regularizer`.
 
     Example:
         >>> from regularizers import LogisticSigmoid
@@ -74,11 +74,12 @@ class LogisticSigmoid(Regularizer):
 
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         sizes = [group.size for group in graph.groups]
-        gates = PricedGates(sizes, scale=self.scale, temperature=self.temperature, seed=self.seed, name=self._source)
+        options = {"scale": self.scale, "temperature": self.temperature, "seed": self.seed}
+        gates = PricedGates(sizes, vanishing=self.vanishing, name=self._source, **options)
         made: list[Any] = []
 
         def mask(anchor: Any) -> Any:
             made.extend(gates(anchor))
             return made[0]
 
-        return insert_masks(model, graph, mask), made[1]
+        return insert_masks(model, graph, mask, vanishing=bool(self.vanishing)), made[1]

@@ -180,10 +180,13 @@ class WeightOpenness(keras.layers.Layer):
 def kernel_of(layer: Any) -> tuple[Any, tuple[int, ...]]:
     """The kernel that makes a layer's channels, and all of its axes but the channels'."""
     kind = type(layer).__name__
-    if kind == "DepthwiseConv2D":
-        return layer.kernel, (0, 1)
-    kernel = layer.pointwise_kernel if kind == "SeparableConv2D" else layer.kernel
-    return kernel, tuple(range(len(kernel.shape) - 1))
+    kernel = layer.pointwise_kernel if kind.startswith("SeparableConv") else layer.kernel
+    axes = range(len(kernel.shape))
+    if kind.startswith("DepthwiseConv"):  # (..., channels, multiplier)
+        return kernel, tuple(axes[:-2])
+    if kind.endswith("Transpose"):  # (..., out_channels, in_channels)
+        return kernel, (*axes[:-2], axes[-1])
+    return kernel, tuple(axes[:-1])
 
 
 def _places(slots: Sequence[Sequence[int]], count: int) -> Any:

@@ -17,7 +17,7 @@ from latency_lab.cost.linearised import linearised
 class Penalty(keras.layers.Layer):
     """Hands on its first input, and in training adds to the loss what the openness costs.
 
-        threshold None:  strength * cost(widths) / initial,       widths_g = sum of the openness of group g
+        threshold None:  strength * cost(widths) / initial,       widths_g = sum of the openness of group g, >= lowest_g
         else:            strength * sum_g p_g * widths_g / initial, p_g = d cost / d width_g where openness > threshold
 
     No gradient goes through p_g. The strength is a weight of the layer that no optimizer changes.
@@ -28,6 +28,7 @@ class Penalty(keras.layers.Layer):
         initial: the cost of all channels, in the formula's unit.
         strength: at the start, in units of 1/initial.
         threshold: of an open channel.
+        lowest: channels of each group that stay, whatever their openness; None: 1 each.
     """
 
     latency_lab_passthrough = True
@@ -39,6 +40,7 @@ class Penalty(keras.layers.Layer):
         initial: float,
         strength: float = 1.0,
         threshold: float | None = None,
+        lowest: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
@@ -47,6 +49,7 @@ class Penalty(keras.layers.Layer):
         self.initial = float(initial)
         self.start = float(strength)
         self.threshold = threshold
+        self.lowest = [int(count) for count in lowest or [1] * len(self.sizes)]
         self._group_of = np.repeat(np.arange(len(self.sizes), dtype=np.int32), self.sizes)
 
     def build(self, input_shape: Any) -> None:
@@ -59,9 +62,13 @@ class Penalty(keras.layers.Layer):
         """What an openness [slots] costs at strength 1: a scalar."""
         widths = self._widths(openness)
         if self.threshold is None:
-            return self.formula.value(widths, ops) / self.initial
-        alive = ops.maximum(self._widths(ops.cast(openness > self.threshold, "float32")), 1.0)
+            return self.formula.value(ops.maximum(widths, self._lowest), ops) / self.initial
+        alive = ops.maximum(self._widths(ops.cast(openness > self.threshold, "float32")), self._lowest)
         return linearised(self.formula, ops.stop_gradient(alive), widths, ops) / self.initial
+
+    @property
+    def _lowest(self) -> Any:
+        return np.array(self.lowest, np.float32)
 
     def _widths(self, openness: Any) -> Any:
         return ops.segment_sum(openness, self._group_of, num_segments=len(self.sizes))
@@ -80,4 +87,8 @@ class Penalty(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         own = {"formula": self.formula.to_json(), "strength": self.start}
-        return {**super().get_config(), **own, **{n: getattr(self, n) for n in ("sizes", "initial", "threshold")}}
+        return {
+            **super().get_config(),
+            **own,
+            **{n: getattr(self, n) for n in ("sizes", "initial", "threshold", "lowest")},
+        }

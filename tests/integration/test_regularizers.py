@@ -382,3 +382,77 @@ def test_recalibration_takes_the_statistics_of_the_data() -> None:
         out = np.array(keras.Model(model.input, norm.output)(images))
         assert out.mean((0, 1, 2)) == pytest.approx(np.zeros(out.shape[-1]), abs=1e-3)
         assert out.std((0, 1, 2)) == pytest.approx(np.ones(out.shape[-1]), abs=0.05)
+
+
+# ---- depth --------------------------------------------------------------------------------------------------------
+
+
+def branched():
+    """A stem and two residual branches, each with a group of its own."""
+    keras.utils.clear_session()
+    image = keras.Input((8, 8, 1), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same", name="stem")(image)))
+    for name in "ab":
+        y = layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"{name}_in")(x)
+        y = layers.ReLU()(layers.BatchNormalization(name=f"{name}_norm")(y))
+        y = layers.Conv2D(16, 3, padding="same", name=f"{name}_out")(y)
+        x = layers.Add(name=f"{name}_add")([x, y])
+    return keras.Model(image, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def close(regularizer, gated, name: str) -> None:
+    """Closes all channels of one group, by hand."""
+    graph = regularizer.cost.graph
+    if isinstance(regularizer, LogisticSigmoid):
+        raw = gated.get_layer("gates").raw
+        start = graph.offsets[[group.name for group in graph.groups].index(name)]
+        raw.assign(np.where((np.arange(graph.slots) - start) // 16 == 0, -1.0, np.asarray(raw)))
+    elif isinstance(regularizer, Gamma):
+        gated.get_layer(name.replace("_in", "_norm")).gamma.assign(np.zeros(16))
+    else:
+        gated.get_layer(name).kernel.assign(np.zeros((3, 3, 16, 16)))
+
+
+@ALL
+@pytest.mark.parametrize("depth", [True, False])
+def test_a_branch_that_closed_leaves_the_network_with_depth_alone(regularizer, depth) -> None:
+    model = branched()
+    options = {"group": "max"} if regularizer is not LogisticSigmoid else {}
+    reg = regularizer(flops(model), strength=1.0, depth=depth, **options)
+    gated = reg.attach(model)
+    close(reg, gated, "a_in")
+    structure = reg.structure()
+    assert len(structure.kept["a_in"]) == (0 if depth else 1)
+    slim = shrink(gated, structure)
+    assert ("a_out" in {layer.name for layer in slim.layers}) is not depth
+    assert reg.cost.at(structure.widths(reg.cost.graph)) == flops(slim).at()
+    if regularizer is LogisticSigmoid:  # the gates close what the slim model leaves out
+        images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+        assert np.allclose(gated(images), slim(images), atol=1e-5)
+
+
+def test_a_budget_below_what_widths_alone_allow_is_met_by_depth() -> None:
+    model = branched()
+    cost = flops(model)
+    lowest = cost.at(np.ones(len(cost.graph.groups)))
+    branchless = cost.at([16 if group.name == "stem" else 0 for group in cost.graph.groups])
+    assert branchless < cost.at([16, 1, 1])
+    with pytest.raises(BudgetError):
+        LogisticSigmoid(cost, target=0.9 * lowest / cost.at())
+    reg = LogisticSigmoid(cost, target=0.9 * lowest / cost.at(), depth=True)
+    reg.attach(model)
+    assert cost.at(reg.structure().widths(cost.graph)) <= 0.9 * lowest
+
+
+def test_depth_survives_saving(tmp_path) -> None:
+    model = branched()
+    reg = LogisticSigmoid(flops(model), strength=1.0, depth=True)
+    gated = reg.attach(model)
+    close(reg, gated, "b_in")
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras", compile=False)
+    again = LogisticSigmoid(flops(model), strength=1.0, depth=True)
+    again.bind(loaded)
+    assert again.structure().kept == reg.structure().kept
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
+    assert np.allclose(gated(images), loaded(images), atol=1e-6)

@@ -1,0 +1,89 @@
+"""Constants of closed channels: a folded slim model answers as the whole one does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from latency_lab.fold import fold_constants
+from latency_lab.graph import ChannelGraph
+from latency_lab.shrink import shrink
+from latency_lab.structure import Structure
+
+IMAGES = np.random.default_rng(0).normal(size=(8, 9, 9, 3)).astype("float32")
+
+
+def silenced(model: Any, names: set[str]) -> tuple[ChannelGraph, Structure]:
+    """Random weights; half of the channels of these groups have a scale of 0 in all of their batch norms, and close."""
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        layer.set_weights([rng.uniform(0.3, 1.0, w.shape) * rng.choice([-1, 1], w.shape) for w in layer.get_weights()])
+    graph = ChannelGraph.from_model(model)
+    mask = np.ones(graph.slots)
+    for group, start in zip(graph.groups, graph.offsets, strict=False):
+        if group.name in names:
+            mask[start : start + group.size : 2] = 0
+    whole = np.append(mask, 1.0)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.moving_variance.assign(np.abs(layer.moving_variance))
+            layer.gamma.assign(layer.gamma * whole[graph.layer_channels[layer.name].out_ids])
+    return graph, Structure.from_mask(graph, mask)
+
+
+def unit(x: Any, width: int, size: int, name: str, **options: Any) -> Any:
+    x = layers.Conv2D(width, size, name=name, **options)(x)
+    return layers.ReLU()(layers.BatchNormalization(name=f"{name}_norm")(x))
+
+
+def net(**second: Any) -> Any:
+    """A residual net, whose second convolution has the given options."""
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first")
+    y = unit(x, 8, second.pop("size", 3), "second", **second)
+    y = layers.AveragePooling2D(2)(layers.Concatenate()([y, unit(y, 4, 1, "side", use_bias=False)]))
+    return keras.Model(image, layers.Dense(5, name="head")(layers.Flatten()(y)))
+
+
+def difference(left: Any, right: Any) -> float:
+    a, b = (np.asarray(model(IMAGES, training=False)) for model in (left, right))
+    return float(np.abs(a - b).max() / np.std(a, axis=0).mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": False}, {"size": 1, "padding": "same"}])
+def test_a_folded_model_answers_as_the_whole_one(options: dict[str, Any]) -> None:
+    model = net(**options)
+    _, structure = silenced(model, {"first", "second", "side"})
+    slim = shrink(model, structure)
+    assert difference(model, slim) > 1e-2
+    folded = fold_constants(model, structure, slim)
+    assert difference(model, slim) < 1e-4
+    assert [entry.layer for entry in folded] == ["second", "side", "head"]
+    assert all(not entry.left and entry.largest > 0 for entry in folded)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"padding": "same"}, "reaches over the border"), ({"groups": 2}, "convolution of groups")],
+)
+def test_what_is_not_exact_is_left_and_listed(options: dict[str, Any], why: str) -> None:
+    model = net(**options)
+    _, structure = silenced(model, {"first"})
+    slim = shrink(model, structure)
+    before = slim.get_weights()
+    (entry,) = fold_constants(model, structure, slim)
+    assert entry.layer == "second" and why in entry.left and entry.channels >= 1
+    assert all(np.array_equal(a, b) for a, b in zip(before, slim.get_weights(), strict=True))
+
+
+def test_channels_that_say_more_than_a_constant_are_no_constants() -> None:
+    model = net()
+    _, structure = silenced(model, {"first"})
+    model.get_layer("first_norm").gamma.assign(np.full(6, 0.5))
+    slim = shrink(model, structure)
+    assert fold_constants(model, structure, slim) == ()
