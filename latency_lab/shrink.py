@@ -138,7 +138,7 @@ def _cut(
     if name == "kernel":
         of_a_group = channels.in_ids[: value.shape[-2]]
         return value[..., _kept(of_a_group, mask), :][..., kept_out]
-    if name in {"bias", "gamma", "beta", "moving_mean", "moving_variance", "alpha"}:
+    if kind == "LayerScale" or name in {"bias", "gamma", "beta", "moving_mean", "moving_variance", "alpha"}:
         return value[..., kept_out]
     raise UnsupportedModelError(
         f"Layer {layer.name!r} ({kind}) has a weight {name!r} that cannot be cut. "

@@ -86,9 +86,5 @@ class Penalty(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        own = {"formula": self.formula.to_json(), "strength": self.start}
-        return {
-            **super().get_config(),
-            **own,
-            **{n: getattr(self, n) for n in ("sizes", "initial", "threshold", "lowest")},
-        }
+        own = {name: getattr(self, name) for name in ("sizes", "initial", "threshold", "lowest")}
+        return {**super().get_config(), "formula": self.formula.to_json(), "strength": self.start, **own}

@@ -114,7 +114,7 @@ def presence_of(graph: ChannelGraph, nodes: Sequence[int]) -> Presence | None:
     """When some nodes of a graph are there: until a branch of theirs vanishes, or one that they add to another."""
     rows = []
     for node in (graph.nodes[i] for i in nodes):
-        merged = [b for b, branch in enumerate(graph.branches) if node.layer == branch.merge and len(node.inputs) == 2]
+        merged = [b for b, branch in enumerate(graph.branches) if node.layer == branch.merge and len(node.inputs) < 3]
         rows.append([b for b, branch in enumerate(graph.branches) if node.layer in branch.layers] + merged)
     return Presence.of([branch.gates for branch in graph.branches], rows, len(graph.groups))
 

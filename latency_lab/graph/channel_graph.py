@@ -325,6 +325,8 @@ class ChannelGraph:
             if node.layer in gone:
                 continue
             inputs = [source for j, source in enumerate(node.inputs) if (node.layer, j) not in cut]
+            if any(source not in place for source in inputs):  # it prepares an operand that is gone
+                continue
             if len(inputs) == 1 < len(node.inputs):
                 place[i] = place[inputs[0]]
                 continue

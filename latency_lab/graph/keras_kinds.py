@@ -220,6 +220,15 @@ def _add(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     return [_join(reader, call, OpConfig("add", operands=len(inputs)), inputs)]
 
 
+@_reads("CustomScaleLayer")
+def _add_scaled(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    """x + scale * residual, of Inception-ResNet."""
+    x, residual = inputs
+    op = _at(OpConfig("multiply", broadcast="scalar"), residual)
+    scaled = reader.node(call, op, [residual], residual.ids, residual.ids, part=".scale")
+    return _add(reader, call, [x, scaled])
+
+
 @_reads("Multiply")
 def _multiply(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
     if len({len(t.ids) for t in inputs}) > 1 or len(inputs) < 2:

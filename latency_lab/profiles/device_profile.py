@@ -177,8 +177,7 @@ class DeviceProfile:
         return predictor.quanta[axis] if predictor else 1
 
     def _edges(self, op: OpConfig, axis: int) -> Floats:
-        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS` of them. All groups of a grouped
-        convolution step at once."""
+        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS` of them. Groups step at once."""
         channels = (op.in_channels, op.out_channels)[axis] // op.groups
         quantum = max(self.quantum(op, axis), 1 if channels < 32 else 4)
         edges = np.arange(quantum, channels, quantum)

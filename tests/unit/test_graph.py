@@ -342,6 +342,18 @@ def test_less_common_layers_have_a_cost(layer, key) -> None:
     assert (graph.nodes[-1].op.output_height, graph.nodes[-1].op.output_width) == tuple(model.output.shape[1:3])
 
 
+def test_the_scaled_residual_of_inception_resnet_is_an_add() -> None:
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    image = keras.Input((8, 8, 3))
+    x = conv(6, "a")(image)
+    y = conv(6, "c")(conv(4, "b")(x))
+    graph = graph_of(image, head(CustomScaleLayer(0.2, name="sum")([x, y])))
+    assert [node.op.kind for node in graph.nodes[:5]] == ["conv2d", "conv2d", "conv2d", "multiply", "add"]
+    assert {group.name: group.can_vanish for group in graph.groups} == {"a": False, "b": True}
+    assert [op.kind for op in graph.op_configs({"b": 0})][:2] == ["conv2d", "global_avg_pool"]
+
+
 @pytest.mark.parametrize(
     ("layer", "kind"), [(layers.UpSampling2D(2), "resize_nearest"), (layers.Cropping2D(((1, 0), (2, 1))), "slice")]
 )
