@@ -140,7 +140,7 @@ class ChannelGraph:
         >>> y = keras.layers.Dense(10, name="head")(keras.layers.GlobalAveragePooling2D(name="pool")(y))
         >>> graph = ChannelGraph.from_model(keras.Model(x, y))
         >>> graph.groups
-        (Group(name='conv', size=16, members=('conv',)),)
+        (Group(name='conv', size=16, members=('conv',), can_vanish=False),)
         >>> [op.key for op in graph.op_configs({"conv": 5})][0]
         'conv2d 8x8 k3x3 s1x1 valid bias float32 3->5'
     """
@@ -363,11 +363,4 @@ class ChannelGraph:
 
     def explain(self) -> Explanation:
         """Every group, shrinkable or why not, and every layer without a cost."""
-        return Explanation(
-            self.model_name,
-            self.digest,
-            len(self.nodes),
-            self.groups,
-            self.pinned,
-            tuple((u.name, u.layer_class) for u in self.unknown),
-        )
+        return Explanation.of(self)

@@ -148,7 +148,7 @@ class Reader:
 
     def _finish(self) -> ChannelGraph:
         resolved = self.channels.resolve()
-        sizes = [group.size for group in resolved.groups]
+        sizes = np.array([group.size for group in resolved.groups], np.int64)
         group_of = np.repeat(np.arange(len(sizes)), sizes)
 
         def maps(which: int) -> tuple[Floats, Floats]:

@@ -118,6 +118,20 @@ def test_show_reads_stdin(profile_file, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("v100: analytic, float32, digest ")
 
 
+def test_show_explains_the_channels_of_a_model(tmp_path, capsys):
+    keras = pytest.importorskip("keras")
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3, name="a")(image))
+    path = tmp_path / "m.keras"
+    keras.Model(image, keras.layers.Dense(2, name="head")(x)).save(path)
+    assert main(["show", str(path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [group["name"] for group in data["groups"]] == ["a"]
+    assert {p["name"]: p["reason"] for p in data["pinned"]}["head"] == "it is an output of the model"
+    assert main(["show", str(path), "--plot", "f.png"]) == 2
+    assert "--plot is of a profile" in capsys.readouterr().err
+
+
 def test_show_says_what_is_wrong_with_a_file(tmp_path, capsys):
     path = tmp_path / "p.json"
     path.write_text('{"format": "latency-lab device profile"}')
