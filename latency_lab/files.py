@@ -116,12 +116,31 @@ def _check_array(data: list[Any], schema: Mapping[str, Any], path: str) -> None:
             f"Expected {low} to {'any number of' if high is None else high} items, got {len(data)} - at {path}"
         )
     first = schema.get("prefixItems", [])
+    if first and len(data) == len(first) == low == high and all(map(_scalar_fits, data, first)):
+        return
     if not first and _all_numbers_fit(data, schema.get("items", {})):
         return
     for i, value in enumerate(data):
         inner = first[i] if i < len(first) else schema.get("items")
         if inner is not None:
             check(value, inner, f"{path}[{i}]")
+
+
+def _scalar_fits(value: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether a quick look shows that a number, flag or null fits: rows of a profile's points."""
+    types = schema.get("type", ())
+    kinds = _SCALARS.get(types, ()) if isinstance(types, str) else {k for name in types for k in _SCALARS.get(name, ())}
+    if type(value) not in kinds or not set(schema) <= {"type", "minimum", "description"}:
+        return False
+    return value is None or value >= schema.get("minimum", value)
+
+
+_SCALARS: Mapping[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
 
 
 def _all_numbers_fit(data: list[Any], schema: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from latency_lab import files
 from latency_lab.errors import LatencyLabError
 from latency_lab.plan import measure_in_general
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import LocalWorker, Progress, Protocol, WorkerDiedError, statistic
+from latency_lab.profiling import Journal, LocalWorker, Progress, Protocol, WorkerDiedError, statistic
 from latency_lab.profiling.environment import conditions, identity
 
 PASS_SHARES = (0.4, 0.6)
@@ -47,7 +47,8 @@ def main() -> None:
     found, missing = _files(entries, args.runtime, args.precision, args.cache)
     networks = Networks(found, args.runtime, args.threads, folder / "networks.jsonl")
     profile, made = general_profile(args, key, folder, networks)
-    networks.finish()
+    if not args.refit:
+        networks.finish()
     rows = [row(entry, path, profile, networks.blocks.get(entry["name"], []), args.cache) for entry, path in found]
     run = {"profile": made, **summary(rows), "networks": rows, "not_measured": missing}
     done: dict[str, Any] = {"environment": identity(), "runs": {}}
@@ -63,17 +64,21 @@ def general_profile(
 ) -> tuple[DeviceProfile, dict[str, Any]]:
     """The general profile, made or found, and how long it took over all calls that made it."""
     path, report = folder / "profile.json.gz", folder / "profile-made.json"
-    if path.exists() and report.exists():
+    if path.exists() and report.exists() and not args.refit:
         return ll.load_profile(path), json.loads(report.read_text())
-    spent = _Stopwatch(folder / "seconds.json", networks)
+    spent = _Stopwatch(folder / "seconds.json", networks, args.refit)
+    journal = folder / "profile.journal.jsonl"
     with spent:
-        book = measure_in_general(
-            args.runtime,
-            precision=args.precision,
-            threads=args.threads,
-            journal=folder / "profile.journal.jsonl",
-            on_progress=networks.between,
-        )
+        if args.refit:
+            book = Journal.load(journal)
+        else:
+            book = measure_in_general(
+                args.runtime,
+                precision=args.precision,
+                threads=args.threads,
+                journal=journal,
+                on_progress=networks.between,
+            )
         profile = ll.fit_profile(book, name=args.name or key)
     profile.save(path)
     made = {
@@ -85,7 +90,7 @@ def general_profile(
         "holdout": _pooled(profile.holdout),
         "networks": len(profile.network.residuals),
         "half_width": profile.network.half_width,
-        "conditions": conditions(),
+        "conditions": json.loads(report.read_text())["conditions"] if args.refit and report.exists() else conditions(),
     }
     files.write_json(report, made)
     return ll.load_profile(path), made
@@ -94,14 +99,16 @@ def general_profile(
 class _Stopwatch:
     """Seconds over several runs, kept in a file, less those that went to whole networks."""
 
-    def __init__(self, path: Path, networks: Networks) -> None:
-        self._path, self._networks = path, networks
+    def __init__(self, path: Path, networks: Networks, refit: bool) -> None:
+        self._path, self._networks, self._refit = path, networks, refit
         self.seconds: float = json.loads(path.read_text()) if path.exists() else 0.0
 
     def __enter__(self) -> None:
         self._began, self._before = time.monotonic(), self._networks.seconds
 
     def __exit__(self, *_: object) -> None:
+        if self._refit:
+            return
         self.seconds += time.monotonic() - self._began - (self._networks.seconds - self._before)
         files.write_json(self._path, self.seconds)
 
@@ -266,6 +273,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", help="of the profile")
+    parser.add_argument("--refit", action="store_true", help="fit what was measured again, and measure nothing")
     parser.add_argument("--cache", type=Path, default=accuracy_models.CACHE)
     parser.add_argument("-o", "--output", type=Path, default=Path("accuracy.json"))
     return parser.parse_args()

@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 class LatencyCost(OpCost):
     """Latency of a network on the device of a profile, in ms.
 
-        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b + c * weight_bytes_k(w))
+        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b + c * min(weight_bytes_k(w), cached_bytes))
 
     over the kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
     kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic

@@ -76,7 +76,27 @@ def wiring(model: Any) -> Wiring:
     inputs = keras.tree.map_structure(lambda t: values[id(t)], _struct(functional, "inputs"))
     calls = list(_calls(functional, values, {}, {}))
     outputs = keras.tree.map_structure(lambda t: values[id(t)], _struct(functional, "outputs"))
-    return Wiring(model.name, inputs, tuple(calls), outputs)
+    return Wiring(model.name, inputs, _depth_first(calls, outputs), outputs)
+
+
+def _depth_first(calls: list[Call], outputs: Any) -> tuple[Call, ...]:
+    """The calls that the outputs need, in the order in which they are found again once nested models are opened."""
+    maker = {id(value): call for call in calls for value in call.outputs}
+    found: list[Call] = []
+    done: set[int] = set()
+    stack: list[tuple[Any, bool]] = [(value, False) for value in reversed(keras.tree.flatten(outputs))]
+    while stack:
+        item, ready = stack.pop()
+        if ready:
+            found.append(item)
+            continue
+        call = maker.get(id(item))
+        if call is None or id(call) in done:
+            continue
+        done.add(id(call))
+        stack.append((call, True))
+        stack.extend((value, False) for value in reversed(call.inputs))
+    return tuple(found)
 
 
 def fresh_inputs(wired: Wiring) -> Any:

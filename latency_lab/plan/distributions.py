@@ -361,7 +361,7 @@ MOVING: Mapping[str, Row] = {
     "batch norm": Row(110, 5e2, 4e6, _kind("batch_norm")),
     "layer norm": Row(60, 5e2, 2e6, _kind("layer_norm", 112)),
     "group norm": Row(25, 5e2, 1e6, _group_norm),
-    "local response norm": Row(25, 2e3, 6e5, _kind("local_response_norm", 112)),
+    "local response norm": Row(45, 2e4, 1.5e6, _kind("local_response_norm", 112)),
     "channel mean": Row(50, 5e2, 2e6, _channel_mean),
     "softmax": Row(40, 8, 1e4, _vector("softmax")),
     "pad": Row(120, 5e2, 3e6, _pad),

@@ -1,12 +1,13 @@
 """From lone kernels to a whole network.
 
-    latency = sum_k (a_g(k) * kernel_ms_k + b + c * weight_bytes_k)
+    latency = sum_k (a_g(k) * kernel_ms_k + b + c * min(weight_bytes_k, cached_bytes))
     kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network the weights come from memory once a run, inputs were written by other kernels, and the call is paid once. How
-much of that a kernel feels depends on what it does, so a is a number for each group of kinds. All are fitted on whole
-networks that were measured on the device.
+much of that a kernel feels depends on what it does, so a is a number for each group of kinds. Weights beyond what a
+cache holds come from memory even when the kernel is alone. All are fitted on whole networks that were measured on the
+device.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class NetworkCorrection:
     Attributes:
         a: group of kinds -> factor on its kernels' times; 1 for a group that is not there.
         b_ms: added for each kernel, ms (negative where a lone kernel pays for a call that a network does not).
-        c_ms_per_byte: for each byte of weights.
+        c_ms_per_byte: for each byte of weights that a lone kernel has in its cache.
         cold_share: how much of what a kernel takes longer with a flushed cache it takes longer inside of a network
             (0 where cold times were not measured).
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
+        cached_bytes: how many of a kernel's weights those are at most; None: all.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -57,13 +59,15 @@ class NetworkCorrection:
     cold_share: float = 0.0
     residuals: tuple[float, ...] = ()
     half_width: float = 0.0
+    cached_bytes: float | None = None
 
     def per_kernel_ms(
         self, op: OpConfig, kernel_ms: npt.ArrayLike, weight_bytes: npt.ArrayLike
     ) -> npt.NDArray[np.float64]:
         """What a kernel adds to a network, ms; arrays of times and weights give an array."""
         scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
-        return np.asarray(scaled + self.b_ms + self.c_ms_per_byte * np.asarray(weight_bytes, np.float64))
+        held = held_bytes(weight_bytes, self.cached_bytes)
+        return np.asarray(scaled + self.b_ms + self.c_ms_per_byte * held)
 
     def latency_ms(self, ops: Sequence[OpConfig], kernel_ms: npt.ArrayLike) -> float:
         """Latency of a network of these kernels, ms.
@@ -75,3 +79,9 @@ class NetworkCorrection:
         times = np.asarray(kernel_ms, np.float64)
         parts = [self.per_kernel_ms(op, ms, op.weight_bytes) for op, ms in zip(ops, times, strict=True)]
         return float(np.sum(parts))
+
+
+def held_bytes(weight_bytes: npt.ArrayLike, cached_bytes: float | None) -> npt.NDArray[np.float64]:
+    """The bytes of weights that a lone kernel has in its cache."""
+    found = np.asarray(weight_bytes, np.float64)
+    return found if cached_bytes is None else np.minimum(found, cached_bytes)

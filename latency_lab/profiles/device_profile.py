@@ -50,11 +50,6 @@ class OpPrediction:
     high_ms: float
     source: str
 
-    @property
-    def log_half_width(self) -> float:
-        """log(high / latency): what `NetworkCorrection.half_width_of` reads."""
-        return float(np.log(self.high_ms / self.latency_ms)) if self.latency_ms > 0 else 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -177,7 +172,7 @@ class DeviceProfile:
         return predictor.quanta[axis] if predictor else 1
 
     def _edges(self, op: OpConfig, axis: int) -> Floats:
-        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS` of them. Groups step at once."""
+        """0, edges of steps, and the operation's own channel count; at most `MAX_KNOTS`. Groups step at once."""
         channels = (op.in_channels, op.out_channels)[axis] // op.groups
         quantum = max(self.quantum(op, axis), 1 if channels < 32 else 4)
         edges = np.arange(quantum, channels, quantum)

@@ -11,8 +11,8 @@ from latency_lab.runtimes._tflite_node import ACTIVATION, POSITIVE, PROBABILITY,
 _EXPONENTIAL = Quantisation(0.1, -128)
 """Of what an exponential gives: 0 to 25.5."""
 _PLAIN = {
-    "relu": ("RELU", "", ACTIVATION),
-    "relu6": ("RELU6", "", ACTIVATION),
+    "relu": ("RELU", "", POSITIVE),
+    "relu6": ("RELU6", "", POSITIVE),
     "sigmoid": ("LOGISTIC", "", PROBABILITY),
     "tanh": ("TANH", "", TANH),
     "hard_swish": ("HARD_SWISH", "HardSwish", ACTIVATION),

@@ -27,7 +27,7 @@ from typing import Any, Callable, TextIO
 
 import numpy as np
 
-VERSION = 2
+VERSION = 3
 MAX_SAMPLES = 250
 SHORTEST_MS = 1e-5
 RANDOM_COUNT = 8191
@@ -612,13 +612,17 @@ def _batched(runs: list[float], settings: Settings) -> list[float]:
 
 
 def _random(generator: Any, shape: Any, dtype: Any) -> Any:
-    """Numbers between -1 and 1, or over the range of an integer type: a short random run, repeated."""
+    """Numbers between -1 and 1: a short random run, repeated; or over the range of an integer type, all of them random.
+
+    Some integer kernels branch on their data, and a processor learns the branches of a run that repeats: LiteRT's int8
+    relu took 0.4 of the time that it takes inside of a network.
+    """
     sizes = [int(size) if isinstance(size, (int, np.integer)) and size > 0 else 1 for size in shape]
     kind = np.dtype(dtype)
     if kind.kind in "iu":
-        run = generator.integers(np.iinfo(kind).min, np.iinfo(kind).max, RANDOM_COUNT, endpoint=True)
-    else:
-        run = generator.uniform(-1.0, 1.0, RANDOM_COUNT)
+        limits = np.iinfo(kind)
+        return generator.integers(limits.min, limits.max, sizes, dtype=kind, endpoint=True)
+    run = generator.uniform(-1.0, 1.0, RANDOM_COUNT)
     return np.resize(run.astype(kind), sizes)
 
 
