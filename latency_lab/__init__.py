@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latency_lab.graph import ChannelGraph
     from latency_lab.ops import Network, OpConfig
     from latency_lab.plan import general_plan, sweep
+    from latency_lab.plan_structure import plan_structure
     from latency_lab.profiles import DeviceProfile, load_profile
     from latency_lab.profiling import profile
     from latency_lab.profiling.doctor import doctor
@@ -47,6 +48,7 @@ _HOMES = {
     "general_plan": "plan",
     "load_profile": "profiles",
     "measure": "validation",
+    "plan_structure": "plan_structure",
     "profile": "profiling",
     "shrink": "shrink",
     "sweep": "plan",
@@ -72,6 +74,7 @@ __all__ = [
     "general_plan",
     "load_profile",
     "measure",
+    "plan_structure",
     "profile",
     "shrink",
     "sweep",
