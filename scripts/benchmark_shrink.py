@@ -90,8 +90,9 @@ def prepare_all(chosen: Mapping[str, tuple[str, int]], args: argparse.Namespace)
     for runtime in args.runtime:
         for label in chosen:
             plan = place(label, runtime, args.cache)
-            if plan.exists() and not (args.retry and "failed" in json.loads(plan.read_text())):
+            if not stale(plan, runtime, args.retry):
                 continue
+            plan.unlink(missing_ok=True)
             began = time.monotonic()
             command = [sys.executable, __file__, "--prepare", "--here", "--only", label, "--runtime", runtime]
             done = subprocess.run([*command, "--cache", str(args.cache)], stderr=subprocess.PIPE, text=True)
@@ -103,6 +104,14 @@ def prepare_all(chosen: Mapping[str, tuple[str, int]], args: argparse.Namespace)
             said = found.get("failed") or f"{found['groups']} groups, planned in {found['plan_seconds']} s"
             print(f"{runtime} {label}: {time.monotonic() - began:.0f} s, {said}", flush=True)
     return int(failed > 0)
+
+
+def stale(plan: Path, runtime: str, retry: bool) -> bool:
+    """Whether a network is to be prepared: it was not yet, or on another profile, or it failed and is to be retried."""
+    if not plan.exists():
+        return True
+    found = json.loads(plan.read_text())
+    return retry if "failed" in found else found["profile_digest"] != ll.load_profile(PROFILES[runtime]).digest
 
 
 def prepare(name: str, size: int, runtime: str, cache: Path) -> None:
@@ -193,6 +202,8 @@ def measure(chosen: Mapping[str, tuple[str, int]], args: argparse.Namespace) -> 
                 continue
             plan = place(label, runtime, args.cache)
             found = json.loads(plan.read_text()) if plan.exists() else {"failed": "not prepared: --prepare first"}
+            if "failed" not in found and stale(plan, runtime, retry=False):
+                found = {"failed": "the profile has changed since it was prepared: --prepare again"}
             if "failed" in found:
                 failed += 1
                 print(f"{runtime} {label}: {found['failed']}", flush=True)
