@@ -191,14 +191,16 @@ def predicted(model: Any, path: Path, profile: ll.DeviceProfile) -> dict[str, An
 
 
 def measure(chosen: Mapping[str, tuple[str, int]], args: argparse.Namespace) -> int:
-    """Measures every prepared network that the output does not hold, and writes after each."""
+    """Measures every prepared network that the output does not hold, and writes after each; prints a line of all."""
     done: dict[str, Any] = {"environment": identity(), "target": TARGET, "rows": []}
     if args.output.exists() and not args.fresh:
         done = json.loads(args.output.read_text())
     failed = 0
     for runtime in args.runtime:
         for label in chosen:
-            if any((row["runtime"], row["network"]) == (runtime, label) for row in done["rows"]):
+            kept = [row for row in done["rows"] if (row["runtime"], row["network"]) == (runtime, label)]
+            if kept:
+                print(line(kept[0]), flush=True)
                 continue
             plan = place(label, runtime, args.cache)
             found = json.loads(plan.read_text()) if plan.exists() else {"failed": "not prepared: --prepare first"}
