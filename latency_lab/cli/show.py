@@ -19,7 +19,9 @@ from latency_lab.report.plot import plot
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """P or MODEL, --plot, --input-shape."""
     parser.add_argument(
-        "profile", metavar="P", help="a profile file, the name of a shipped one, or -; or a .keras, .tflite, .onnx model"
+        "profile",
+        metavar="P",
+        help="a profile file, the name of a shipped one, or -; or a .keras, .tflite, .onnx model",
     )
     parser.add_argument(
         "--plot", metavar="F", help="draw latency over channels, measured and predicted, into F (.png, .svg, .pdf)"
