@@ -74,8 +74,14 @@ class LogisticSigmoid(Regularizer):
 
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         sizes = [group.size for group in graph.groups]
-        options = {"scale": self.scale, "temperature": self.temperature, "seed": self.seed}
-        gates = PricedGates(sizes, vanishing=self.vanishing, name=self._source, **options)
+        gates = PricedGates(
+            sizes,
+            scale=self.scale,
+            temperature=self.temperature,
+            seed=self.seed,
+            vanishing=self.vanishing,
+            name=self._source,
+        )
         made: list[Any] = []
 
         def mask(anchor: Any) -> Any:
