@@ -248,7 +248,7 @@ def test_what_is_drawn_is_worth_checking() -> None:
     models = [build(description) for description in many[::5]]
     fixed = [build(of_kind(kind, variant)) for kind in KINDS for variant in FORMS]
     classes = {type(layer).__name__ for model in (*models, *fixed) for layer in leaves(model)}
-    assert len(CLASSES - classes) <= 2, f"never checked: {CLASSES - classes}"
+    assert classes >= CLASSES, f"never checked: {CLASSES - classes}"
     found = [ChannelGraph.from_model(model) for model in models]
     assert sum(bool(graph.groups) for graph in found) >= 0.6 * len(found)
     assert sum(bool(graph.branches) for graph in found) >= 0.1 * len(found)
