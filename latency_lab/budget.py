@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.errors import BudgetError
+from latency_lab.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
     from latency_lab.cost import Cost
@@ -70,6 +70,30 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float, lowest: npt.ArrayLik
         if over == GIVE_UP:
             break
     return _fill(cost, best, target)
+
+
+def limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
+    """A budget in the cost's unit, from a share of the cost of all channels or from ms.
+
+    Args:
+        cost: read at whole widths.
+        target: a share, in (0, 1].
+        target_ms: ms, of a cost in ms.
+
+    Raises:
+        UsageError: not exactly one of the two, a share out of range, or ms of a cost in another unit.
+    """
+    if (target is None) == (target_ms is None):
+        raise UsageError(
+            f"Expected exactly one of `target` and `target_ms`. Received: target={target}, target_ms={target_ms}"
+        )
+    if target_ms is not None:
+        if cost.unit != "ms":
+            raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
+        return float(target_ms)
+    if target is None or not 0 < target <= 1:
+        raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
+    return float(target) * cost.at()
 
 
 def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = None) -> None:

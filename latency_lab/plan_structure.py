@@ -75,7 +75,7 @@ def plan_structure(
     """
     graph = cost.graph
     _check_model(model, graph)
-    limit = _limit(cost, target, target_ms)
+    limit = budget.limit(cost, target, target_ms)
     kept = [keep] if isinstance(keep, str) else list(keep)
     values = _values(model, graph, importance)
     whole = np.isinf(values)
@@ -172,21 +172,6 @@ def _values(model: Any, graph: ChannelGraph, importance: Importance) -> Floats:
     if mute:
         LOGGER.warning("plan_structure: no weight for importance=%r, left whole: %s", importance, ", ".join(mute))
     return found
-
-
-def _limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
-    """The budget in the cost's unit."""
-    if (target is None) == (target_ms is None):
-        raise UsageError(
-            f"Expected exactly one of `target` and `target_ms`. Received: target={target}, target_ms={target_ms}"
-        )
-    if target_ms is not None:
-        if cost.unit != "ms":
-            raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
-        return float(target_ms)
-    if target is None or not 0 < target <= 1:
-        raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
-    return float(target) * cost.at()
 
 
 def _provenance(cost: Cost, limit: float, widths: Ints, how: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,10 @@ class Regularizer(ABC):
         self.vanishing = [g for g, group in enumerate(cost.graph.groups) if depth and group.can_vanish]
         self.lowest = np.ones(len(cost.graph.groups), np.int64)
         self.lowest[self.vanishing] = 0
-        self.budget = _budget(cost, self.initial, target, target_ms, self.lowest)
+        self.budget: float | None = None
+        if strength is None:
+            self.budget = budget.limit(cost, target, target_ms)
+            budget.check_reachable(cost, self.budget, self.lowest)
         self.control = self._control(control) if self.budget is not None else None
         self._start = self.control.start if self.control else float(strength or 0.0)
         self._model: Any = None
@@ -254,19 +257,3 @@ def copied(model: Any) -> Any:
     result = rebuild(wired, fresh_inputs(wired), copy_layer)
     copy_weights(wired, result)
     return result
-
-
-def _budget(
-    cost: Cost, initial: float, target: float | None, target_ms: float | None, lowest: npt.NDArray[np.int64]
-) -> float | None:
-    if target is not None:
-        if not 0 < target <= 1:
-            raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
-        budget.check_reachable(cost, target * initial, lowest)
-        return target * initial
-    if target_ms is not None:
-        if cost.unit != "ms":
-            raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
-        budget.check_reachable(cost, target_ms, lowest)
-        return float(target_ms)
-    return None

@@ -30,8 +30,8 @@ MOST_OF_A_CALL = 0.95
 """b takes off at most this share of the cheapest lone kernel."""
 FACTOR_WEIGHT, OTHERS_WEIGHT = 0.05, 0.02
 """Of the prior against one network's relative error: for each factor, however little of the time its kinds take, and
-for the other terms by their share of the time. Kinds that take 4 % of generated networks take 25 % of some real ones; a
-factor of 0.86 that they were given in one run did not hold for the networks of another."""
+for the other terms by their share of the time. Some kinds take little of the generated networks' time and more of real
+ones; a factor of 0.86 that such kinds were given in one run did not hold for the networks of another."""
 CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
 CACHED_BYTES = (1 << 20, 1 << 21, 1 << 22, None)

@@ -614,8 +614,8 @@ def _batched(runs: list[float], settings: Settings) -> list[float]:
 def _random(generator: Any, shape: Any, dtype: Any) -> Any:
     """Numbers between -1 and 1: a short random run, repeated; or over the range of an integer type, all of them random.
 
-    Some integer kernels branch on their data, and a processor learns the branches of a run that repeats: LiteRT's int8
-    relu took 0.4 of the time that it takes inside of a network.
+    Some integer kernels branch on their data, LiteRT's int8 relu among them, and a processor learns the branches of a
+    run that repeats: they were faster alone than they are inside of a network.
     """
     sizes = [int(size) if isinstance(size, (int, np.integer)) and size > 0 else 1 for size in shape]
     kind = np.dtype(dtype)
