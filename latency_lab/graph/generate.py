@@ -14,10 +14,13 @@ from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
 
 RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
-_MAX_WIDTH = 640
-_MIN_SIZE = 8
-_MAX_BLOCKS = 40
+_MAX_WIDTH = 1024
+_LAST_SIZE = 8
+_MAX_BLOCKS = 6
 _TRIES = 100
+_SCALINGS = 4
+_NEAR = 0.3
+"""A network has its multiply-adds within this of what was drawn, as a logarithm."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,17 @@ class _Tensor:
 
 @dataclass
 class _Stack:
-    """Nodes so far."""
+    """Nodes so far; channels come in whole units."""
 
+    unit: int
     nodes: list[tuple[OpConfig, tuple[int, ...]]] = field(default_factory=list)
-    unit: int = 8
 
     @property
     def macs(self) -> int:
         return sum(op.macs for op, _ in self.nodes)
 
     def round(self, channels: float) -> int:
-        """Whole units of channels: at least 8, at most 640."""
+        """Whole units of channels: at least 8, at most 1024."""
         return int(min(max(self.unit * round(channels / self.unit), 8), _MAX_WIDTH))
 
     def add(self, kind: str, x: _Tensor, *others: _Tensor, out: int | None = None, **static: object) -> _Tensor:
@@ -81,7 +84,7 @@ def random_network(
     macs: tuple[float, float] = (10e6, 400e6),
     resolutions: Sequence[int] = RESOLUTIONS,
 ) -> Network:
-    """One network: a stem, blocks of a few kinds at falling resolution and growing width, global pooling and dense.
+    """One network: a stem, stages of blocks of a few kinds at falling resolution and growing width, a head.
 
     Args:
         rng: the same generator state gives the same network.
@@ -89,8 +92,8 @@ def random_network(
         resolutions: positions a side of the image, of which one is drawn.
 
     Returns:
-        the network; positions 8 to 224 a side (1 after pooling), widths 8 to 640 (times 6 inside inverted
-        residuals): multiples of 8 in three networks of five, else of 4 or any.
+        the network; widths 8 to 1024 (times 6 inside inverted residuals): multiples of 8 in three networks of five,
+        else of 4 or any. A stage has 1 to 6 blocks; stages follow until 8 positions a side are left.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -104,35 +107,43 @@ def random_network(
     """
     low, high = macs
     for _ in range(_TRIES):
-        network = _draw(rng, float(np.exp(rng.uniform(np.log(low), np.log(high)))), resolutions)
-        if low <= sum(op.macs for op, _ in network.nodes) <= high:
-            return network
+        goal = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+        seed, width = int(rng.integers(2**32)), float(rng.uniform(8, 64))
+        for _ in range(_SCALINGS):
+            stack = _draw(np.random.default_rng(seed), width, resolutions)
+            if low <= stack.macs <= high and abs(np.log(stack.macs / goal)) < _NEAR:
+                return Network(tuple(stack.nodes), f"random {seed}")
+            width *= float(np.sqrt(goal / stack.macs))
     raise UsageError(f"Found no network of {low:.3g} to {high:.3g} multiply-adds. Give `macs` a wider range.")
 
 
-def _draw(rng: np.random.Generator, goal: float, resolutions: Sequence[int]) -> Network:
-    """A network of about `goal` multiply-adds."""
-    stack = _Stack(unit=int(rng.choice([8, 8, 8, 4, 1])))
-    size = int(rng.choice(resolutions))
+def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) -> _Stack:
+    """A network whose stem has about this width."""
+    stack = _Stack(int(rng.choice([8, 8, 8, 4, 1])))
+    size, growth = int(rng.choice(resolutions)), float(rng.uniform(1.5, 2.4))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
-    width = stack.round(rng.uniform(8, 64))
-    x = stack.conv(_Tensor(-1, size, size, 3), width, 3, 2 if size >= 32 else 1, act)
     kinds = rng.choice(sorted(_BLOCKS), size=int(rng.integers(1, 4)), replace=False)
-    for _ in range(_MAX_BLOCKS):
-        if stack.macs >= goal:
+    x = stack.conv(_Tensor(-1, size, size, 3), stack.round(width), 3, 2 if size >= 32 else 1, act)
+    stride = 1
+    while True:
+        kind = str(rng.choice(kinds))
+        for block in range(int(rng.integers(1, _MAX_BLOCKS + 1))):
+            x = _BLOCKS[kind](stack, rng, x, stack.round(width), stride if block == 0 else 1, act)
+        if x.height <= _LAST_SIZE:
             break
-        stride = 2 if x.height >= 2 * _MIN_SIZE and rng.random() < (0.7 if x.height > 56 else 0.3) else 1
-        if stride == 2 or rng.random() < 0.2:
-            width = min(stack.round(width * rng.uniform(1.1, 2.0)), _MAX_WIDTH)
-        before = len(stack.nodes)
-        y = _BLOCKS[str(rng.choice(kinds))](stack, rng, x, width, stride, act)
-        if stack.macs > 1.2 * goal and before > 3:
-            del stack.nodes[before:]
-            break
-        x = y
+        stride, width = 2, width * growth
+    _head(stack, rng, x, act)
+    return stack
+
+
+def _head(stack: _Stack, rng: np.random.Generator, x: _Tensor, act: str) -> None:
+    """Perhaps a wide 1x1 conv, pooling, perhaps a hidden dense layer, classes."""
+    if rng.random() < 0.4:
+        x = stack.conv(x, stack.round(x.channels * rng.uniform(1.5, 6.0)), 1, 1, act)
     x = stack.add("global_avg_pool", x)
-    stack.add("dense", x, out=int(rng.choice([10, 100, 1000])))
-    return Network(tuple(stack.nodes), "random " + "+".join(kinds))
+    if rng.random() < 0.3:
+        x = stack.add("activation", stack.add("dense", x, out=int(rng.choice([256, 512, 1024, 1280]))), activation=act)
+    stack.add("dense", x, out=int(rng.choice([10, 100, 1000, 1000])))
 
 
 # ---- blocks -----------------------------------------------------------------------------------------------------
