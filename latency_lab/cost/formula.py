@@ -63,11 +63,21 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> numpy.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
+class Excess:
+    """What a sum over ops costs beyond what is free: price * max(0, sum_i terms_i - free)."""
+
+    terms: Terms
+    price: float
+    free: float
+
+
+@dataclass(frozen=True, eq=False)
 class OpSum:
     """Sum over ops of a term of the op's channel counts.
 
         x_in = in_map @ widths + in_const,   x_out = out_map @ widths + out_const
         value = constant + sum_i presence_i(widths) * terms_i(x_in_i, x_out_i)
+                + price * max(0, sum_i presence_i(widths) * excess_i(x_in_i, x_out_i) - free)
         gradient = in_map.T @ d value / d x_in + out_map.T @ d value / d x_out
 
     The gradient is the price of a channel; of a last one that takes a branch with it, too, it is no more than that.
@@ -78,6 +88,7 @@ class OpSum:
         in_const, out_const: [n], channels that no group has: the image, pinned outputs.
         constant: what no width changes.
         presence: of the ops; None: all are always there.
+        excess: terms of the same n ops, whose sum costs beyond what is free; None: nothing.
     """
 
     terms: Terms
@@ -87,29 +98,50 @@ class OpSum:
     out_const: numpy.ndarray
     constant: float = 0.0
     presence: Presence | None = None
+    excess: Excess | None = None
 
     def per_op(self, widths: Any, xp: Any) -> Values:
-        """Value and slopes of each op: three of [n]."""
+        """Value and slopes of each op, the excess apart: three of [n]."""
+        return self._of(self.terms, self._channels(widths, xp), xp)
+
+    def _channels(self, widths: Any, xp: Any) -> tuple[Any, Any, Any]:
+        """x_in, x_out and presence of each op; None: all are there."""
         maps = as_array(numpy.concatenate([self.in_map, self.out_map]), xp)
         consts = as_array(numpy.concatenate([self.in_const, self.out_const]), xp)
         x = xp.matmul(maps, widths) + consts
         n = len(self.in_const)
-        values = self.terms(x[:n], x[n:], xp)
-        if self.presence is None:
-            return values
-        there = self.presence(widths, xp)
-        value, slope_in, slope_out = (there * part for part in values)
-        return value, slope_in, slope_out
+        return x[:n], x[n:], None if self.presence is None else self.presence(widths, xp)
+
+    @staticmethod
+    def _of(terms: Terms, channels: tuple[Any, Any, Any], xp: Any) -> Values:
+        x_in, x_out, there = channels
+        value, slope_in, slope_out = terms(x_in, x_out, xp)
+        if there is None:
+            return value, slope_in, slope_out
+        return there * value, there * slope_in, there * slope_out
 
     def value(self, widths: Any, xp: Any) -> Any:
         """The sum, a scalar."""
-        return self.constant + xp.sum(self.per_op(widths, xp)[0])
+        channels = self._channels(widths, xp)
+        total = self.constant + xp.sum(self._of(self.terms, channels, xp)[0])
+        if self.excess is None:
+            return total
+        beyond = xp.sum(self._of(self.excess.terms, channels, xp)[0]) - self.excess.free
+        return total + self.excess.price * xp.maximum(beyond, 0.0)
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
         """The value, and its gradient [groups]."""
-        values, slope_in, slope_out = self.per_op(widths, xp)
+        channels = self._channels(widths, xp)
+        values, slope_in, slope_out = self._of(self.terms, channels, xp)
+        total = self.constant + xp.sum(values)
+        if self.excess is not None:
+            amounts, more_in, more_out = self._of(self.excess.terms, channels, xp)
+            beyond = xp.sum(amounts) - self.excess.free
+            price = xp.where(beyond > 0, self.excess.price, 0.0)
+            slope_in, slope_out = slope_in + price * more_in, slope_out + price * more_out
+            total = total + self.excess.price * xp.maximum(beyond, 0.0)
         gradient = xp.matmul(slope_in, as_array(self.in_map, xp)) + xp.matmul(slope_out, as_array(self.out_map, xp))
-        return self.constant + xp.sum(values), gradient
+        return total, gradient
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `formula_from_json` reads."""
@@ -117,7 +149,9 @@ class OpSum:
         numbers = {"groups": self.in_map.shape[1], "constant": self.constant}
         there = self.presence
         rows = {} if there is None else {"gates": there.gates.tolist(), "branches": there.branches.tolist()}
-        return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps, **rows}
+        more = self.excess
+        over = {} if more is None else {"excess": [more.terms.to_json(), more.price, more.free]}
+        return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps, **rows, **over}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,30 +175,46 @@ class Weighted:
         return {"formula": "weighted", "parts": [[weight, part.to_json()] for weight, part in self.parts]}
 
 
+SHARPNESS = 16.0
+"""p of `Worst`: two equal costs read 4 % high, and one at 0.8 of the other has a twenty-eighth of its weight."""
+
+
 @dataclass(frozen=True, eq=False)
 class Worst:
-    """max_k formula_k; the gradient is that of the first formula that has the maximum."""
+    """A smooth maximum, so that training narrows for all that are near the worst and does not jump between them.
+
+        value = (sum_k formula_k^p)^(1/p),   d value = sum_k (formula_k / value)^(p - 1) d formula_k
+
+    With p = `SHARPNESS`. It lies between max_k formula_k and n^(1/p) times it, and scales as they do. The formulas are
+    not negative.
+    """
 
     parts: tuple[Formula, ...]
 
     def value(self, widths: Any, xp: Any) -> Any:
-        """The largest, a scalar."""
-        worst, *rest = (part.value(widths, xp) for part in self.parts)
-        for value in rest:
-            worst = xp.where(value > worst, value, worst)
-        return worst
+        """The smooth maximum, a scalar."""
+        return _smooth_max(xp.stack([part.value(widths, xp) for part in self.parts]), xp)
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
         """The value, and its gradient [groups]."""
-        (worst, slope), *rest = (part.value_and_gradient(widths, xp) for part in self.parts)
-        for value, gradient in rest:
-            slope = xp.where(value > worst, gradient, slope)
-            worst = xp.where(value > worst, value, worst)
-        return worst, slope
+        found = [part.value_and_gradient(widths, xp) for part in self.parts]
+        values = xp.stack([value for value, _ in found])
+        value = _smooth_max(values, xp)
+        weights = xp.power(values / xp.maximum(value, _TINY), SHARPNESS - 1.0)
+        return value, xp.matmul(weights, xp.stack([gradient for _, gradient in found]))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `formula_from_json` reads."""
         return {"formula": "worst", "parts": [part.to_json() for part in self.parts]}
+
+
+_TINY = 1e-30
+
+
+def _smooth_max(values: Any, xp: Any) -> Any:
+    """(sum_k values_k^p)^(1/p), in units of the largest, so that no power leaves the range of float32."""
+    largest = xp.maximum(xp.max(values), _TINY)
+    return largest * xp.power(xp.sum(xp.power(values / largest, SHARPNESS)), 1.0 / SHARPNESS)
 
 
 def formula_from_json(data: Mapping[str, Any]) -> Formula:
@@ -191,4 +241,9 @@ def formula_from_json(data: Mapping[str, Any]) -> Formula:
     presence = None
     if "gates" in data:
         presence = Presence(*(numpy.array(data[name], numpy.int32) for name in ("gates", "branches")))
-    return OpSum(terms_from_json(data["terms"]), in_map, in_const, out_map, out_const, constant, presence)
+    excess = None
+    if "excess" in data:
+        terms, price, free = data["excess"]
+        excess = Excess(terms_from_json(terms), float(price), float(free))
+    terms = terms_from_json(data["terms"])
+    return OpSum(terms, in_map, in_const, out_map, out_const, constant, presence, excess)

@@ -12,10 +12,10 @@ import numpy
 from latency_lab.cost.base import OpCost
 from latency_lab.cost.counts import presence_of
 from latency_lab.cost.estimate import Estimate, OpEstimate
-from latency_lab.cost.formula import OpSum
+from latency_lab.cost.formula import Excess, OpSum
 from latency_lab.cost.grid import Grids
 from latency_lab.cost.roofline import roofline_terms
-from latency_lab.cost.terms import Terms, Values, bilinear
+from latency_lab.cost.terms import Polynomial, Terms, Values
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
 from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, fuse
@@ -23,7 +23,7 @@ from latency_lab.profiles.layout import with_reorders
 
 if TYPE_CHECKING:
     from latency_lab.graph import ChannelGraph, Unknown
-    from latency_lab.profiles import DeviceProfile, Grid, NetworkCorrection, OpPrediction
+    from latency_lab.profiles import DeviceProfile, OpPrediction
 
 UNKNOWN = frozenset({"extrapolated", "bounded"})
 
@@ -34,12 +34,13 @@ class _Part(NamedTuple):
     latency_ms: float
     source: str
     in_network_ms: float
+    weight_bytes: int = 0
 
 
 class LatencyCost(OpCost):
     """Latency of a network on the device of a profile, in ms.
 
-        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b + c * min(weight_bytes_k(w), cached_bytes))
+        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b) + c * max(0, sum_k weight_bytes_k(w) - cached)
 
     over the kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
     kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic
@@ -76,7 +77,8 @@ class LatencyCost(OpCost):
         names = [_name(graph, kernel) for kernel in self._kernels]
         terms = _terms([kernel.op for kernel in self._kernels], profile)
         there = presence_of(graph, [kernel.main for kernel in self._kernels])
-        formula = OpSum(terms, *_maps(graph, self._kernels), sum(self._unknown_ms.values()), there)
+        unknown_ms, memory = sum(self._unknown_ms.values()), _memory([kernel.op for kernel in self._kernels], profile)
+        formula = OpSum(terms, *_maps(graph, self._kernels), unknown_ms, there, memory)
         super().__init__(graph, "ms", formula, tuple(names), None if profile.kind == "analytic" else self._staircase)
         if out_of_bounds == "raise":
             self.at()
@@ -109,7 +111,10 @@ class LatencyCost(OpCost):
         return found
 
     def _staircase(self, widths: numpy.ndarray) -> float:
-        return sum(part.in_network_ms for part in self._parts(widths)) + self.formula.constant
+        parts = self._parts(widths)
+        weight_bytes = sum(part.weight_bytes for part in parts)
+        kernels_ms = sum(part.in_network_ms for part in parts)
+        return kernels_ms + self.profile.network.memory_ms(weight_bytes) + self.formula.constant
 
     def _parts(self, widths: numpy.ndarray) -> list[_Part]:
         """Each kernel at whole widths; the profile is asked once for each kernel and its channels."""
@@ -124,8 +129,8 @@ class LatencyCost(OpCost):
             if self.out_of_bounds == "raise":
                 self._refuse([self.ops[k] for k, _, _ in fresh], ops, predictions)
             for key, op, found in zip(fresh, ops, predictions, strict=True):
-                in_network_ms = float(self.profile.network.latency_ms([op], [found.latency_ms]))
-                self._known[key] = _Part(found.latency_ms, found.source, in_network_ms)
+                in_network_ms = float(self.profile.network.per_kernel_ms(op, found.latency_ms))
+                self._known[key] = _Part(found.latency_ms, found.source, in_network_ms, op.weight_bytes)
         return [self._known[key] for key in keys]
 
     def _refuse(self, names: Sequence[str], ops: Sequence[OpConfig], predictions: Sequence[OpPrediction]) -> None:
@@ -198,7 +203,9 @@ class _Chord:
         tables = {op: self._profile.grid(op) for op in dict.fromkeys(self._ops)}
         network = self._profile.network
         found = [(op, tables[op]) for op in self._ops]
-        return Grids.of([(grid.in_knots, grid.out_knots, _in_network(network, op, grid)) for op, grid in found])
+        return Grids.of(
+            [(grid.in_knots, grid.out_knots, network.per_kernel_ms(op, grid.values_ms)) for op, grid in found]
+        )
 
     def __call__(self, x_in: Any, x_out: Any, xp: Any) -> Values:
         """Value and slopes of each op."""
@@ -215,10 +222,9 @@ def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
     return _Chord(ops, profile)
 
 
-def _in_network(network: NetworkCorrection, op: OpConfig, grid: Grid) -> numpy.ndarray:
-    """A grid's values as they count inside of a network, [in knots, out knots]."""
-    rest, per_in, per_out, both = bilinear(op, lambda op: op.weight_bytes)
-    ins = grid.in_knots[:, None]
-    outs = grid.out_knots[None, :] if len(grid.out_knots) > 1 else ins * op.out_channels / op.in_channels
-    weight_bytes = rest + per_in * ins + per_out * outs + both * ins * outs
-    return numpy.asarray(network.per_kernel_ms(op, grid.values_ms, weight_bytes), float)
+def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
+    """Weights beyond what the last cache keeps."""
+    network = profile.network
+    if profile.kind == "analytic" or not network.c_ms_per_byte:
+        return None
+    return Excess(Polynomial.of(ops, lambda op: op.weight_bytes), network.c_ms_per_byte, network.cached_bytes)

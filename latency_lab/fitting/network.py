@@ -3,8 +3,8 @@
     argmin over x of sum rho(features . x / measured - 1),   x = (a of each group, a * cold_share, b, c)
 
 within bounds that physics allows, rho the soft absolute value: a network that was measured in a bad moment pulls
-little. How many of a kernel's weights a cache holds is the one of a few sizes that leaves the networks closest to fits
-that have not seen them. It states how far each network is from a fit that has not seen it.
+little. How many bytes of weights the last cache keeps is the one of a few sizes that leaves the networks closest to
+fits that have not seen them. It states how far each network is from a fit that has not seen it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ import numpy.typing as npt
 
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
-from latency_lab.profiles.correction import GROUPS, group_of, held_bytes
+from latency_lab.profiles.correction import GROUPS, group_of
 from latency_lab.profiles.layout import with_reorders
 from latency_lab.profiling import Journal
 
 Floats = npt.NDArray[np.float64]
 
 PRIOR = np.array([*[1.0] * len(GROUPS), 0.3, 0.0, 0.0])
-LOWER = np.array([*[0.6] * len(GROUPS), 0.0, -np.inf, 0.0])
+LOWER = np.array([*[0.6] * len(GROUPS), 0.0, -0.002, 0.0])
 UPPER = np.array([*[1.6] * len(GROUPS), 1.5, 0.02, 1e-6])
-MOST_OF_A_CALL = 0.95
-"""b takes off at most this share of the cheapest lone kernel."""
 FACTOR_WEIGHT, OTHERS_WEIGHT = 0.05, 0.02
 """Of the prior against one network's relative error: for each factor, however little of the time its kinds take, and
 for the other terms by their share of the time. Some kinds take little of the generated networks' time and more of real
 ones; a factor of 0.86 that such kinds were given in one run did not hold for the networks of another."""
 CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
-CACHED_BYTES = (1 << 20, 1 << 21, 1 << 22, None)
+CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6)
 LEAST_NETWORKS = 4
 
 
@@ -56,12 +54,11 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     shared = np.array([_features(ops, hot, cold) for ops in networks])
-    lower = LOWER.copy()
-    lower[-2] = -MOST_OF_A_CALL * min(p.latency_ms for t in profile.tables.values() for p in t.points.values())
-    terms = {cached: np.column_stack([shared, _held(networks, cached)]) for cached in CACHED_BYTES}
-    tried = {cached: leave_one_out(terms[cached], latency, lower) for cached in CACHED_BYTES}
+    weights = np.array([sum(op.weight_bytes for op in ops) for ops in networks])
+    terms = {cached: np.column_stack([shared, np.maximum(weights - cached, 0.0)]) for cached in CACHED_BYTES}
+    tried = {cached: leave_one_out(terms[cached], latency) for cached in CACHED_BYTES}
     cached = min(tried, key=lambda size: float(np.abs(tried[size]).mean()))
-    found, residuals = _solve(terms[cached], latency, lower), tried[cached]
+    found, residuals = _solve(terms[cached], latency), tried[cached]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
         b_ms=float(found[-2]),
@@ -97,19 +94,14 @@ def _features(ops: Sequence[OpConfig], hot: DeviceProfile, cold: DeviceProfile) 
     return [*sums.values(), extra, float(len(ops))]
 
 
-def _held(networks: Sequence[Sequence[OpConfig]], cached_bytes: float | None) -> Floats:
-    """Bytes of weights that each network's kernels have in the cache when they are alone, [n]."""
-    return np.array([held_bytes([op.weight_bytes for op in ops], cached_bytes).sum() for ops in networks])
-
-
-def leave_one_out(terms: Floats, latency_ms: Floats, lower: Floats) -> Floats:
+def leave_one_out(terms: Floats, latency_ms: Floats) -> Floats:
     """predicted / measured - 1 of each network by a fit that has not seen it, [n]."""
     chosen = np.arange(len(latency_ms))
-    fits = [_solve(terms[chosen != i], latency_ms[chosen != i], lower) for i in chosen]
+    fits = [_solve(terms[chosen != i], latency_ms[chosen != i]) for i in chosen]
     return np.array([float(terms[i] @ fits[i] / latency_ms[i] - 1) for i in chosen])
 
 
-def _solve(terms: Floats, latency_ms: Floats, lower: Floats) -> Floats:
+def _solve(terms: Floats, latency_ms: Floats) -> Floats:
     """Bounded robust least squares of relative errors, with a pull of each term towards its prior."""
     from scipy.optimize import least_squares
 
@@ -117,10 +109,10 @@ def _solve(terms: Floats, latency_ms: Floats, lower: Floats) -> Floats:
     design = terms / latency_ms[:, None] / scale
     pull = OTHERS_WEIGHT * scale / scale[: len(GROUPS)].sum()
     pull[: len(GROUPS)] = FACTOR_WEIGHT
-    start = np.clip(PRIOR, lower + 1e-9, UPPER - 1e-9) * scale
+    start = np.clip(PRIOR, LOWER + 1e-9, UPPER - 1e-9) * scale
 
     def residuals(x: Floats) -> Floats:
         return np.concatenate([design @ x - 1.0, np.sqrt(len(terms)) * pull * (x / scale - PRIOR)])
 
-    found = least_squares(residuals, start, bounds=(lower * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
+    found = least_squares(residuals, start, bounds=(LOWER * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
     return np.asarray(found.x / scale, np.float64)

@@ -138,11 +138,11 @@ def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) ->
 
 def _head(stack: _Stack, rng: np.random.Generator, x: _Tensor, act: str) -> None:
     """Perhaps a wide 1x1 conv, pooling, perhaps a hidden dense layer, classes."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.5:
         x = stack.conv(x, stack.round(x.channels * rng.uniform(1.5, 6.0)), 1, 1, act)
     x = stack.add("global_avg_pool", x)
-    if rng.random() < 0.3:
-        x = stack.add("activation", stack.add("dense", x, out=int(rng.choice([256, 512, 1024, 1280]))), activation=act)
+    if rng.random() < 0.5:
+        x = stack.add("activation", stack.add("dense", x, out=int(rng.choice([256, 512, 1024, 2048]))), activation=act)
     stack.add("dense", x, out=int(rng.choice([10, 100, 1000, 1000])))
 
 

@@ -1,13 +1,12 @@
 """From lone kernels to a whole network.
 
-    latency = sum_k (a_g(k) * kernel_ms_k + b + c * min(weight_bytes_k, cached_bytes))
+    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * max(0, sum_k weight_bytes_k - cached)
     kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
-network the weights come from memory once a run, inputs were written by other kernels, and the call is paid once. How
-much of that a kernel feels depends on what it does, so a is a number for each group of kinds. Weights beyond what a
-cache holds come from memory even when the kernel is alone. All are fitted on whole networks that were measured on the
-device.
+network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
+it does, so a is a number for each group of kinds. Of the network's weights the last cache keeps some bytes from one run
+to the next; the rest come from memory in every run. All are fitted on whole networks that were measured on the device.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ import numpy.typing as npt
 from latency_lab.ops import KERNELED, OpConfig
 
 GROUPS = ("window", "pointwise", "depthwise", "other")
+LEAST = 0.1
+"""What is left of a_g(k) * kernel_ms_k at least, whatever b takes off."""
 
 
 def group_of(op: OpConfig) -> str:
@@ -45,12 +46,12 @@ class NetworkCorrection:
     Attributes:
         a: group of kinds -> factor on its kernels' times; 1 for a group that is not there.
         b_ms: added for each kernel, ms (negative where a lone kernel pays for a call that a network does not).
-        c_ms_per_byte: for each byte of weights that a lone kernel has in its cache.
+        c_ms_per_byte: for each byte of weights that comes from memory in every run.
         cold_share: how much of what a kernel takes longer with a flushed cache it takes longer inside of a network
             (0 where cold times were not measured).
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
-        cached_bytes: how many of a kernel's weights those are at most; None: all.
+        cached_bytes: of all weights, what the last cache keeps from one run to the next.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -59,15 +60,20 @@ class NetworkCorrection:
     cold_share: float = 0.0
     residuals: tuple[float, ...] = ()
     half_width: float = 0.0
-    cached_bytes: float | None = None
+    cached_bytes: float = 0.0
 
-    def per_kernel_ms(
-        self, op: OpConfig, kernel_ms: npt.ArrayLike, weight_bytes: npt.ArrayLike
-    ) -> npt.NDArray[np.float64]:
-        """What a kernel adds to a network, ms; arrays of times and weights give an array."""
+    def per_kernel_ms(self, op: OpConfig, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """What a kernel adds to a network, its weights apart, ms; an array of times gives an array."""
         scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
-        held = held_bytes(weight_bytes, self.cached_bytes)
-        return np.asarray(scaled + self.b_ms + self.c_ms_per_byte * held)
+        return np.asarray(np.maximum(scaled + self.b_ms, LEAST * scaled))
+
+    def memory_ms(self, weight_bytes: float) -> float:
+        """What reading a network's weights from memory adds, ms.
+
+        Args:
+            weight_bytes: of all of its kernels.
+        """
+        return self.c_ms_per_byte * max(0.0, weight_bytes - self.cached_bytes)
 
     def latency_ms(self, ops: Sequence[OpConfig], kernel_ms: npt.ArrayLike) -> float:
         """Latency of a network of these kernels, ms.
@@ -77,11 +83,5 @@ class NetworkCorrection:
             kernel_ms: their times as `DeviceProfile.predict` gives them, [n].
         """
         times = np.asarray(kernel_ms, np.float64)
-        parts = [self.per_kernel_ms(op, ms, op.weight_bytes) for op, ms in zip(ops, times, strict=True)]
-        return float(np.sum(parts))
-
-
-def held_bytes(weight_bytes: npt.ArrayLike, cached_bytes: float | None) -> npt.NDArray[np.float64]:
-    """The bytes of weights that a lone kernel has in its cache."""
-    found = np.asarray(weight_bytes, np.float64)
-    return found if cached_bytes is None else np.minimum(found, cached_bytes)
+        parts = [self.per_kernel_ms(op, ms) for op, ms in zip(ops, times, strict=True)]
+        return float(np.sum(parts)) + self.memory_ms(sum(op.weight_bytes for op in ops))

@@ -62,7 +62,8 @@ def _network(profile: DeviceProfile) -> str:
     if profile.kind == "analytic":
         return ""
     factors = ", ".join(f"{a:.3f} * {group}" for group, a in n.a.items())
-    each = f"{factors}, {n.b_ms * 1e3:+.2f} us a kernel, {n.c_ms_per_byte * 1e9:+.3g} us a MB of weights"
+    each = f"{factors}, {n.b_ms * 1e3:+.2f} us a kernel, {n.c_ms_per_byte * 1e9:+.3g} us a MB of weights "
+    each += f"beyond {n.cached_bytes / 1e6:g}"
     return f"{each}, from {len(n.residuals)} networks"
 
 

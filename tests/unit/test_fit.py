@@ -7,7 +7,7 @@ import pytest
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, LOWER, conformal_quantile, leave_one_out
+from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, leave_one_out
 from latency_lab.fitting.points import Measured
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
@@ -67,22 +67,23 @@ def test_the_network_correction_is_found(profile):
 
 
 def test_weights_beyond_the_cache_are_not_charged_again():
-    plain, bounded = (NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=size) for size in (None, 2e6))
-    assert list(plain.per_kernel_ms(CONV, [10.0, 10.0], [1e6, 4e6])) == pytest.approx([11.0, 14.0])
-    assert list(bounded.per_kernel_ms(CONV, [10.0, 10.0], [1e6, 4e6])) == pytest.approx([11.0, 12.0])
+    plain, cached = (NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=size) for size in (0.0, 2e6))
+    assert [plain.memory_ms(1e6), plain.memory_ms(4e6)] == pytest.approx([1.0, 4.0])
+    assert [cached.memory_ms(1e6), cached.memory_ms(4e6)] == pytest.approx([0.0, 2.0])
+    assert list(NetworkCorrection(b_ms=-1.0).per_kernel_ms(CONV, [10.0, 0.5])) == pytest.approx([9.0, 0.05])
 
 
 def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
     rng = np.random.default_rng(0)
     hot = rng.uniform(0.5, 3.0, (40, 4))
-    weights = np.exp(rng.uniform(np.log(1e4), np.log(16e6), (40, 12)))
-    columns = {size: (weights if size is None else np.minimum(weights, size)).sum(axis=1) for size in CACHED_BYTES}
+    weights = np.exp(rng.uniform(np.log(1e6), np.log(64e6), 40))
+    columns = {size: np.maximum(weights - size, 0.0) for size in CACHED_BYTES}
     for true in CACHED_BYTES:
         latency = hot.sum(axis=1) + 5e-8 * columns[true]
         errors = {}
-        for size, held in columns.items():
-            terms = np.column_stack([hot, np.zeros(40), np.full(40, 12.0), held])
-            errors[size] = float(np.abs(leave_one_out(terms, latency, np.where(np.isinf(LOWER), -1e-3, LOWER))).mean())
+        for size, beyond in columns.items():
+            terms = np.column_stack([hot, np.zeros(40), np.full(40, 12.0), beyond])
+            errors[size] = float(np.abs(leave_one_out(terms, latency)).mean())
         assert min(errors, key=errors.get) == true
 
 
