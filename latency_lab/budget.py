@@ -8,6 +8,7 @@ group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
         target_ms: ms, of a cost in ms.
 
     Raises:
-        UsageError: not exactly one of the two, a share out of range, or ms of a cost in another unit.
+        UsageError: not exactly one of the two, a value out of range, or ms of a cost in another unit.
     """
     if (target is None) == (target_ms is None):
         raise UsageError(
@@ -90,6 +91,8 @@ def limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
     if target_ms is not None:
         if cost.unit != "ms":
             raise UsageError(f"`target_ms` needs a cost in ms; this one is in {cost.unit}. Give `target`, a share.")
+        if not target_ms > 0:
+            raise UsageError(f"Invalid value for argument `target_ms`. Expected ms above 0. Received: {target_ms}")
         return float(target_ms)
     if target is None or not 0 < target <= 1:
         raise UsageError(f"Invalid value for argument `target`. Expected a share in (0, 1]. Received: {target}")
@@ -110,12 +113,19 @@ def check_reachable(cost: Cost, target: float, lowest: npt.ArrayLike | None = No
     widths = np.ones_like(cost.graph.full_widths) if lowest is None else np.asarray(lowest, float)
     least = cost.at(widths)
     if least > target:
+        enough, share = _rounded_up(least), _rounded_up(least / cost.at())
         raise BudgetError(
             f"The budget of {target:.4g} {cost.unit} cannot be reached: with {widths.sum():.0f} channels in the "
             f"{len(widths)} groups, the fewest that may be left, the network still costs {least:.4g} {cost.unit} "
-            f"(all channels: {cost.at():.4g}). Raise the target to {least:.4g} or more, or change the architecture; "
-            "`graph.explain()` lists what cannot shrink."
+            f"(all channels: {cost.at():.4g}). Raise the target to {enough} {cost.unit} or more (a share of {share}), "
+            "or change the architecture; `graph.explain()` lists what cannot shrink."
         )
+
+
+def _rounded_up(value: float) -> str:
+    """Four digits, no less than the value: a target that is reached."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value / unit) * unit:.4g}"
 
 
 def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:

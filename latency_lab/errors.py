@@ -54,6 +54,6 @@ class UnmeasuredError(LatencyLabError):
 
 
 class DeviceLostError(LatencyLabError):
-    """The device or its worker cannot be reached any more; the message has the command that resumes."""
+    """The device cannot be reached, or not any more; the command line adds the command that goes on."""
 
     exit_code = 3

@@ -6,7 +6,8 @@ changes what the layers that read it compute, by a constant; that constant is ad
     bias_o <- bias_o + sum over closed channels c: value_c * sum over the window of kernel[..., c, o]
 
 It is exact for dense layers, 1x1 kernels and windows that never reach over the border. Elsewhere the border hears less,
-and nothing is changed.
+and nothing is changed. A branch that is removed whole falls silent too: what it added is listed, and not made up for.
+In a model with masks (`gates.ChannelMask`) closed channels are silent already.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from latency_lab.gates import ChannelMask
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import Call, wiring
 from latency_lab.structure import Structure
@@ -37,13 +39,30 @@ class Folded:
         layer: that reads them.
         channels: how many of them say something.
         left: why their constants were left out; "" where they were folded.
-        largest: of the changes to the layer's biases, or of the constants that were left out.
+        largest: of the changes to the layer's biases, or of the constants that were left out; None where they are not
+            known.
     """
 
     layer: str
     channels: int
     left: str
-    largest: float
+    largest: float | None
+
+    def __str__(self) -> str:
+        size = "unknown size" if self.largest is None else f"up to {self.largest:.3g}"
+        if self.left:
+            return f"{self.layer}: constants of {self.channels} channels NOT folded, {size}: {self.left}"
+        return f"{self.layer}: constants of {self.channels} channels folded, biases moved by {size}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "layer": self.layer,
+            "channels": self.channels,
+            "folded": not self.left,
+            "left": self.left or None,
+            "largest": self.largest,
+        }
 
 
 def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded, ...]:
@@ -56,7 +75,8 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
             behind it) are changed in place.
 
     Returns:
-        One entry for each layer that reads closed channels that are not silent: folded, or left and why.
+        One entry for each layer that reads closed channels that are not silent, and for each merge that a removed
+        branch was added in: folded, or left and why. Empty for a model with masks.
 
     Example:
         >>> from latency_lab.fold import fold_constants
@@ -65,8 +85,15 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
         ...     slim = shrink(model, structure)
         ...     return slim, [entry.layer for entry in fold_constants(model, structure, slim) if entry.left]
     """
+    if any(isinstance(layer, ChannelMask) for layer in model.layers):
+        return ()
     graph = ChannelGraph.from_model(model)
     mask = np.append(structure.mask(graph), 1.0)
+    removed = {
+        (branch.merge, branch.operand)
+        for branch in (graph.branches[b] for b in graph.vanished(structure.widths(graph)))
+        if branch.adds
+    }
     wired = wiring(model)
     readers: dict[int, list[Call]] = {}
     for call in wired.calls:
@@ -77,6 +104,7 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
     found = []
     for call in wired.calls:
         inputs = [constants.get(id(value), _unknown(value.shape[-1])) for value in call.inputs]
+        found += [_removed(call, j, inputs[j]) for j in range(len(inputs)) if (call.name, j) in removed]
         channels = graph.layer_channels.get(call.name)
         if channels is not None and call.name in left_over and type(call.layer).__name__ in _READERS:
             closed = mask[channels.in_ids] == 0
@@ -113,6 +141,12 @@ def _fold(call: Call, said: Floats, kept_out: npt.NDArray[np.int64], readers: li
     else:
         return Folded(call.name, count, "it has no bias, nor a batch norm behind it", largest)
     return Folded(call.name, count, "", float(np.abs(change).max()))
+
+
+def _removed(merge: Call, operand: int, said: Floats) -> Folded:
+    """An operand that no longer is: what it said in the channels that stay is lost."""
+    largest = None if np.any(np.isnan(said)) else float(np.abs(said).max())
+    return Folded(merge.name, int(np.count_nonzero(said)), f"the branch at its operand {operand} is removed", largest)
 
 
 # ---- what each layer does to constants: [channels] in, [channels] out, nan where a channel says more ----------------

@@ -240,7 +240,7 @@ class Gates(keras.layers.Layer):
         candidates = ops.where(logits >= largest, -places, -len(groups))
         first = ops.take(ops.segment_max(candidates, groups, num_segments=count), groups, axis=0)
         stays = np.array([g not in self.vanishing for g in range(count)], np.float32)[groups]
-        return ops.stop_gradient(ops.cast(ops.equal(first, -places), "float32")) * stays
+        return ops.stop_gradient(ops.where(ops.equal(first, -places), stays, 0.0))
 
     def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
         """(slots,), float32."""

@@ -1,4 +1,4 @@
-"""Whole models on the device: measured, measured beside predicted, and two of them interleaved."""
+"""Whole models on a device: measured, measured beside predicted, and two of them interleaved."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ from latency_lab.cost import LatencyCost
 from latency_lab.errors import UnmeasuredError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import LocalWorker, Protocol, Statistic, WorkerDiedError, ratio_interval, statistic
-from latency_lab.profiling.environment import conditions, identity
+from latency_lab.profiling import (
+    Device,
+    Protocol,
+    Statistic,
+    Worker,
+    WorkerDiedError,
+    device,
+    environment_of,
+    ratio_interval,
+    statistic,
+)
 
 SUFFIXES: Mapping[str, str] = {name: runtimes.get(name).suffix for name in runtimes.NAMES}
 """Runtime -> what its model files end in."""
@@ -169,7 +178,8 @@ def measure(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    start_worker: Callable[[], LocalWorker] | None = None,
+    on: str | Device = "local",
+    start_worker: Callable[[], Worker] | None = None,
 ) -> Measured:
     """Measures one model by the protocol.
 
@@ -179,11 +189,12 @@ def measure(
         threads: of the runtime.
         protocol: rounds and repeats.
         on_progress: called with (blocks done, blocks in all).
-        start_worker: starts a worker of this runtime and threads; by default a subprocess of this Python. One of
-            another Python, in which the runtime is: `lambda: LocalWorker(runtime, threads, worker_command(python))`.
+        on: the device: "local", "ssh://user@host:port", "adb://serial", or what `profiling.device` gives.
+        start_worker: starts a worker of this runtime and threads, in place of the device.
     """
+    start = start_worker or _starter(on, runtime, threads)
     measured, _ = measure_all(
-        {_name(model): model}, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start_worker
+        {_name(model): model}, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start
     )
     return measured[0]
 
@@ -194,6 +205,7 @@ def validate(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on: str | Device = "local",
 ) -> Validation:
     """Measures each model on the profile's runtime and threads, interleaved, and sets the prediction beside it.
 
@@ -202,6 +214,7 @@ def validate(
         models: Keras models, or .keras paths or such of the profile's runtime (.tflite, .onnx).
         protocol: by default as many rounds as the profile was measured in.
         on_progress: called with (blocks done, blocks in all).
+        on: as of `measure`: the device that the profile is of.
     """
     if profile.kind != "measured":
         raise UsageError(f"The profile {profile.name!r} is {profile.kind}: it names no runtime to measure on.")
@@ -220,6 +233,7 @@ def validate(
         profile.threads,
         protocol=protocol,
         on_progress=on_progress,
+        start_worker=_starter(on, profile.runtime, profile.threads),
         precision=profile.precision,
     )
     return Validation(profile.name, tuple((m.model, p, m.latency_ms) for m, p in zip(measured, predicted, strict=True)))
@@ -233,7 +247,8 @@ def compare(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    start_worker: Callable[[], LocalWorker] | None = None,
+    on: str | Device = "local",
+    start_worker: Callable[[], Worker] | None = None,
 ) -> Comparison:
     """Measures two models round by round beside one another: how b's latency relates to a's.
 
@@ -243,12 +258,13 @@ def compare(
         threads: of the runtime.
         protocol: 12 rounds by default.
         on_progress: called with (blocks done, blocks in all).
-        start_worker: as of `measure`.
+        on, start_worker: as of `measure`.
     """
     protocol = protocol or Protocol(rounds=COMPARE_ROUNDS)
     names = {f"a: {_name(a)}": a, f"b: {_name(b)}": b}
+    start = start_worker or _starter(on, runtime, threads)
     (first, second), blocks = measure_all(
-        names, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start_worker
+        names, runtime, threads, protocol=protocol, on_progress=on_progress, start_worker=start
     )
     return Comparison(first, second, *ratio_interval(blocks[1], blocks[0]))
 
@@ -260,7 +276,7 @@ def measure_all(
     *,
     protocol: Protocol | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-    start_worker: Callable[[], LocalWorker] | None = None,
+    start_worker: Callable[[], Worker] | None = None,
     precision: str = "float32",
 ) -> tuple[list[Measured], list[list[dict[str, Any]]]]:
     """Measures models interleaved: each round takes all of them in a new random order.
@@ -275,24 +291,27 @@ def measure_all(
 
     Raises:
         UnmeasuredError: a model does not run.
+        DeviceLostError: the device cannot be reached, or not any more.
     """
     protocol = protocol or Protocol()
-    start = start_worker or (lambda: LocalWorker(runtime, threads))
+    start = start_worker or _starter("local", runtime, threads)
     blocks: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     settings = protocol.settings(whole=True)
-    done, environment = 0, {**identity(), **conditions(), "runtime": runtime, "threads": threads}
+    done, environment = 0, {"runtime": runtime, "threads": threads}
     with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
         paths = {
             name: _file(model, runtime, precision, Path(folder) / str(i))
             for i, (name, model) in enumerate(models.items())
         }
-        worker: LocalWorker | None = None
+        worker: Worker | None = None
         try:
             for round_ in range(protocol.rounds):
                 if worker is None or round_ == (protocol.rounds + 1) // 2:
                     if worker is not None:
                         worker.close()
                     worker = start()
+                    who, now = environment_of(worker)
+                    environment = {**who, **now, **environment}
                     environment |= {k: worker.hello.get(k) for k in ("package", "version")}
                 order = list(models)
                 Random(f"{protocol.seed}:{round_}").shuffle(order)
@@ -308,7 +327,12 @@ def measure_all(
     return measured, list(blocks.values())
 
 
-def _block(worker: LocalWorker, name: str, path: Path, settings: Mapping[str, Any], round_: int) -> dict[str, Any]:
+def _starter(on: str | Device, runtime: str, threads: int) -> Callable[[], Worker]:
+    where = device(on)
+    return lambda: where.start(runtime, threads)
+
+
+def _block(worker: Worker, name: str, path: Path, settings: dict[str, Any], round_: int) -> dict[str, Any]:
     try:
         found = worker.block(str(path), settings)
     except WorkerDiedError as error:

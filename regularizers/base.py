@@ -6,8 +6,9 @@ import dataclasses
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -20,8 +21,8 @@ from latency_lab.errors import StructureError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import copy_layer, copy_weights, fresh_inputs, rebuild, wiring
 from latency_lab.structure import Structure
-from regularizers.control import BudgetCallback, BudgetControl
-from regularizers.penalty import Penalty
+from regularizers.control import BudgetCallback, BudgetControl, SteeredPenalty
+from regularizers.monitor import OpennessHistograms, StructureLog
 
 LOGGER = logging.getLogger(__name__)
 
@@ -30,17 +31,22 @@ class Regularizer(ABC):
     """Learns widths by making channels pay for what they cost.
 
     Args:
-        cost: what is paid for, bound to the graph of the model.
-        strength: constant, in units of 1/initial cost: 1.0 charges a network of all channels a loss of 1.
+        cost: what budgets, logs and structures read, and what is paid for; bound to the graph of the model.
+        strength: constant, in units of 1/initial cost: 1.0 charges a network of all channels a loss of 1. "auto": as
+            much as the task's own loss over the first steps, which pay nothing; beside a budget, the unit in which the
+            control steers, for losses that are far from 1.
         target: a budget, as a share of the initial cost, in (0, 1].
         target_ms: a budget in ms, of a cost in ms.
         control: of the strength under a budget, with any target: the budget's takes its place. None: the class's own.
         every: batches between two readings of the budget; None: a hundredth of the training, 1 to 10.
         depth: whether a branch may close whole, residual or parallel, and leave the network; else a channel of each
             group always stays.
+        paid: what is paid for in training where that is not the cost: `LogisticSigmoid(latency, target_ms=5,
+            paid=flops)`.
 
     Raises:
-        UsageError: not exactly one of strength, target and target_ms.
+        UsageError: not exactly one of strength, target and target_ms; "auto" may stand beside a target.
+        StructureError: `paid` is bound to another graph.
         BudgetError: the budget cannot be reached.
     """
 
@@ -54,29 +60,37 @@ class Regularizer(ABC):
         self,
         cost: Cost,
         *,
-        strength: float | None = None,
+        strength: float | Literal["auto"] | None = None,
         target: float | None = None,
         target_ms: float | None = None,
         control: BudgetControl | None = None,
         every: int | None = None,
         depth: bool = False,
+        paid: Cost | None = None,
     ) -> None:
-        given = {"strength": strength, "target": target, "target_ms": target_ms}
-        if sum(value is not None for value in given.values()) != 1:
-            raise UsageError(f"Expected exactly one of `strength`, `target` and `target_ms`. Received: {given}")
+        self.auto = strength == "auto"
+        constant = _constant(strength, target, target_ms)
         self.cost = cost
+        self.paid = cost if paid is None else paid
+        if self.paid.graph.digest != cost.graph.digest:
+            raise StructureError(
+                f"`paid` was made for another model: it has the graph {self.paid.graph.digest}, and `cost` has "
+                f"{cost.graph.digest}. Bind both to one ChannelGraph."
+            )
         self.initial = cost.at()
         self.every = every
         self.vanishing = [g for g, group in enumerate(cost.graph.groups) if depth and group.can_vanish]
         self.lowest = np.ones(len(cost.graph.groups), np.int64)
         self.lowest[self.vanishing] = 0
         self.budget: float | None = None
-        if strength is None:
+        if constant is None:
             self.budget = budget.limit(cost, target, target_ms)
             budget.check_reachable(cost, self.budget, self.lowest)
         self.control = self._control(control) if self.budget is not None else None
-        self._start = self.control.start if self.control else float(strength or 0.0)
+        self._start = self.control.start if self.control else float(constant or 0.0)
         self._model: Any = None
+        self._history: list[dict[str, Any]] = []
+        self._reported: set[str] = set()
 
     # ---- attaching --------------------------------------------------------------------------------------------
 
@@ -101,10 +115,10 @@ class Regularizer(ABC):
                 "ChannelGraph.from_model(model)."
             )
         inner, openness = self._with_openness(model, graph)
-        penalty = Penalty(
-            self.cost.formula.to_json(),
+        penalty = SteeredPenalty(
+            self.paid.formula.to_json(),
             [group.size for group in graph.groups],
-            float(self.cost.value(None)),
+            float(self.paid.value(None)),
             self._start,
             self._price_threshold,
             self.lowest.tolist(),
@@ -133,9 +147,29 @@ class Regularizer(ABC):
             source.bind(model)
         self._model = model
 
-    def callbacks(self) -> list[Any]:
-        """For `fit`: logs of cost, channels and strength, and the control of a budget."""
-        return [BudgetCallback(self, self.control, self.every)]
+    def callbacks(
+        self,
+        *,
+        structures: str | Path | None = None,
+        every: int | None = None,
+        epochs: int = 1,
+        histograms: str | Path | None = None,
+    ) -> list[Any]:
+        """For `fit`, before its other callbacks: logs of cost, channels and strength, and the control of a budget.
+
+        Args:
+            structures: a file of JSON Lines, to which `structure()` is written while the network trains.
+            every: steps between two of its lines; None: they come at the ends of epochs.
+            epochs: between two of its lines, with `every` None.
+            histograms: a directory, to which histograms of openness are written for TensorBoard each epoch.
+        """
+        clock = BudgetCallback(self, self.control, self.every)
+        found: list[Any] = [clock]
+        if structures is not None:
+            found.append(StructureLog(self, clock, structures, every, epochs))
+        if histograms is not None:
+            found.append(OpennessHistograms(self, clock, histograms))
+        return found
 
     def begin(self, steps: int) -> None:
         """Called by the callback before training, with the number of steps ahead."""
@@ -176,6 +210,21 @@ class Regularizer(ABC):
         mask = budget.mask_of(self.cost, openness, widths)
         return Structure.from_mask(self.cost.graph, mask, self._provenance(widths))
 
+    def history(self) -> list[dict[str, Any]]:
+        """What the last training went through, a dict a reading, as JSON values.
+
+        Each has step, epoch, cost (of the open channels, `cost.at`), share (of the initial cost), strength (from then
+        on), channels (of each group, by name) and collapsed (names of groups down to their last channel).
+        """
+        return [{**record, "channels": dict(record["channels"])} for record in self._history]
+
+    def collapsed(self, widths: npt.ArrayLike | None = None) -> list[str]:
+        """Names of the groups that are down to their last channel, and had more; None: at the widths of now."""
+        found = np.asarray(self.widths() if widths is None else widths)
+        return [
+            group.name for group, width in zip(self.cost.graph.groups, found, strict=True) if width == 1 < group.size
+        ]
+
     @property
     def strength(self) -> float:
         """Of the penalty now."""
@@ -189,6 +238,56 @@ class Regularizer(ABC):
     def log_name(self) -> str:
         """Name of the cost in the logs: "latency_ms", or the unit."""
         return "latency_ms" if self.cost.unit == "ms" else self.cost.unit.lower().replace(" ", "_")
+
+    # ---- for the callback --------------------------------------------------------------------------------------
+
+    def record(self, step: int, epoch: int) -> dict[str, Any]:
+        """A reading for the history; a group that collapsed is warned of (logging), once."""
+        widths = self.widths()
+        cost, collapsed = self.cost.at(widths), self.collapsed(widths)
+        names = [group.name for group in self.cost.graph.groups]
+        channels = dict(zip(names, widths.tolist(), strict=True))
+        found = {
+            "step": step,
+            "epoch": epoch,
+            "cost": cost,
+            "share": cost / self.initial,
+            "strength": self.strength,
+            "channels": channels,
+            "collapsed": collapsed,
+        }
+        if self._history and self._history[-1]["step"] == step:
+            self._history.pop()
+        self._history.append(found)
+        if fresh := sorted(set(collapsed) - self._reported):
+            self._reported.update(fresh)
+            LOGGER.warning(
+                "%s: down to the last channel at step %d: %s. The network may not get over it: aim higher, or lower "
+                "the learning rate.",
+                *(type(self).__name__, step, ", ".join(fresh)),
+            )
+        return found
+
+    def forget_history(self) -> None:
+        """A new training begins."""
+        self._history.clear()
+        self._reported.clear()
+
+    def control_state(self) -> tuple[float, float, float, float]:
+        """What the penalty keeps: unit of the strength; origin, progress and integral of the control."""
+        unit, origin, progress, integral = ops.convert_to_numpy(self._attached().get_layer("penalty").control).tolist()
+        return unit, origin, progress, integral
+
+    def set_control_state(self, state: Sequence[float]) -> None:
+        """Has the penalty keep it."""
+        self._attached().get_layer("penalty").control.assign(np.array(state, np.float32))
+
+    def undecayed(self) -> list[Any]:
+        """Variables that say how open channels are and nothing else: logits of gates, scales of batch norms."""
+        model = self._attached()
+        source = model.get_layer(self._source)
+        scales = [model.get_layer(name).gamma for name in source.slots] if getattr(source, "of", "") == "gamma" else []
+        return [*source.trainable_variables, *scales]
 
     # ---- for each regularizer ---------------------------------------------------------------------------------
 
@@ -226,7 +325,10 @@ class Regularizer(ABC):
             "cost_thresholded": self.cost.at(self.widths()),
             "budget": self.budget,
             "strength": self.strength,
+            "collapsed": self.collapsed(widths),
         }
+        if self.paid is not self.cost:
+            found["paid_unit"] = self.paid.unit
         return found if profile is None else {**found, "profile": profile.name, "profile_digest": profile.digest}
 
 
@@ -249,6 +351,26 @@ class WeightRegularizer(Regularizer):
                 "The budget will be met by cutting open channels. Train for %d steps or more, or at a higher rate.",
                 *(type(self).__name__, size, steps, rate, rate * steps, math.ceil(round(2 * size / rate, 3))),
             )
+
+
+def _constant(strength: Any, target: float | None, target_ms: float | None) -> float | None:
+    """The constant strength; None: there is a budget."""
+    given = {"strength": strength, "target": target, "target_ms": target_ms}
+    budgets = (target is not None) + (target_ms is not None)
+    if budgets > 1 or budgets + (strength is not None) != 1 and strength != "auto":
+        raise UsageError(
+            "Expected exactly one of `strength`, `target` and `target_ms` "
+            f"(strength='auto' may stand beside a target). Received: {given}"
+        )
+    if budgets:
+        return None
+    if isinstance(strength, str):
+        if strength != "auto":
+            raise UsageError(
+                f"Invalid value for argument `strength`. Expected a number or 'auto'. Received: strength={strength!r}"
+            )
+        return 1.0
+    return float(strength)
 
 
 def copied(model: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +12,15 @@ import keras
 import numpy as np
 
 from latency_lab.budget import widths_above
+from regularizers.penalty import Penalty
 
 if TYPE_CHECKING:
     from regularizers.base import Regularizer
+
+LOGGER = logging.getLogger(__name__)
+
+WARM_UP = 10
+"""Steps, at most, over which `strength="auto"` reads the loss."""
 
 
 @dataclass
@@ -74,17 +82,46 @@ class BudgetControl:
             self.integral = max(0.0, self.integral + gain * error * elapsed)
         return min(max(self.integral + self.proportional * error, 0.0), self.cap)
 
+    def resumed(self, origin: float, progress: float, integral: float) -> BudgetControl:
+        """This control, as it stood in the middle of a training."""
+        found = dataclasses.replace(self, origin=origin)
+        found.progress, found.integral = progress, integral
+        return found
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class SteeredPenalty(Penalty):
+    """`Penalty` that keeps what steers it, so that a training that was cut off goes on from the saved model.
+
+    `control`, a weight that no optimizer changes: (unit of the strength, 0 while unknown; origin, progress and integral
+    of the `BudgetControl`).
+    """
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weights."""
+        super().build(input_shape)
+        self.control = self.add_weight(
+            shape=(4,), initializer="zeros", trainable=False, name="control", dtype="float32"
+        )
+
 
 class BudgetCallback(keras.callbacks.Callback):
     """Reads the widths that training has reached, puts them into the logs, and steers the strength.
 
     Logs at the end of each epoch: the cost of the thresholded structure (`latency_ms`, or the cost's unit for other
-    costs), `channels`, `strength`.
+    costs), `share` of the initial cost, `channels`, `strength`, and `collapsed`, the number of groups that are down to
+    their last channel.
 
     Args:
         regularizer: attached to the model that is trained.
         control: of the strength; None: the strength stays.
         every: batches between two readings; None: a hundredth of the training, 1 to 10.
+
+    Attributes:
+        step: batches that the training has seen; those of earlier epochs too where it goes on from a saved model.
+        epoch: that is running.
+        resumed: whether it goes on from a saved model, with the control's state of then: `fit` starts at an epoch after
+            the first (its own `initial_epoch`, or Keras' BackupAndRestore), and the model has been steered before.
 
     The reading looks ahead: at where the openness of each channel will be in `regularizer.horizon` steps if it goes on
     as between the last two readings. Channels that start alike would else all have closed before the first was seen to.
@@ -95,42 +132,125 @@ class BudgetCallback(keras.callbacks.Callback):
         self.regularizer = regularizer
         self.control = control
         self.every = every
-        self._step = 0
-        self._last: Any = None
+        self.step = self.epoch = 0
+        self.resumed = False
+        self._begun = False
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Counts the steps of the training; control starts from where the model is."""
-        regularizer = self.regularizer
-        self._step, self._last = 0, regularizer.openness()
-        if self.control is not None:
-            share = regularizer.cost.at(regularizer.widths()) / regularizer.initial
-            self.control = dataclasses.replace(self.control, origin=share, start=regularizer.strength)
-        self._total = max(1, (self.params.get("epochs") or 1) * (self.params.get("steps") or 1))
+        """Weight decay, where the optimizer has one, leaves alone what says how open a channel is."""
+        self._begun = False
+        spare_from_decay(self.model.optimizer, self.regularizer.undecayed())
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Before the first: control starts from where the model is, or goes on from where it was cut off."""
+        self.epoch, self._batches = epoch, 0
+        if not self._begun:
+            self._begin(epoch)
+        self._before = self.step
+
+    def _begin(self, epoch: int) -> None:
+        """All callbacks have begun, and what they restored is there."""
+        regularizer, self._begun = self.regularizer, True
+        self._epochs, self._steps = self.params.get("epochs") or 1, self.params.get("steps")
         self._every = self.every or min(max(self._total // 100, 1), 10)
-        regularizer.begin(self._total)
+        self.step = epoch * (self._steps or 0)
+        self._read_at, self._last = self.step, regularizer.openness()
+        self._unit, origin, progress, integral = regularizer.control_state()
+        self.resumed = epoch > 0 and self._unit > 0
+        if not regularizer.auto:
+            self._unit = 1.0
+        if not self.resumed:
+            regularizer.forget_history()
+            origin, progress, integral = self._share(), 0.0, regularizer.strength / (self._unit or 1.0)
+        if self.control is not None:
+            self.control = dataclasses.replace(self.control, start=integral).resumed(origin, progress, integral)
+        if not self._unit:
+            self._unknown_from = self.step
+            regularizer.set_strength(0.0)  # so that the loss that is read is the task's
+        self._keep()
+        regularizer.begin(max(1, self._total - self.step))
+
+    @property
+    def _total(self) -> int:
+        """Steps of the training; 10 an epoch as long as nobody knows."""
+        return max(1, self._epochs * (self._steps or 10))
+
+    @property
+    def _progress(self) -> float:
+        """Share of the training that is done. While the steps of an epoch are unknown, in the first, it stands."""
+        within = self._batches / self._steps if self._steps else 0.0
+        return min(1.0, (self.epoch + within) / self._epochs)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Every `every` batches: a new strength."""
-        self._step += 1
-        if self.control is None or self._step % self._every:
+        """Every `every` batches: a reading, and a new strength."""
+        self._batches = batch + 1
+        self.step = self._before + self._batches
+        if not self._unit:
+            self._measure_unit(logs or {})
+        elif self.step - self._read_at >= self._every:
+            self._read()
+
+    def _measure_unit(self, logs: Any) -> None:
+        """The loss of the first steps, the unit of strength="auto"."""
+        if self.step - self._unknown_from < min(WARM_UP, max(1, self._total // 20)):
             return
-        progress = min(1.0, self._step / self._total)
-        self.regularizer.set_strength(self.control.update(progress, self._share_ahead()))
+        loss = abs(float(logs.get("loss", math.nan)))
+        if not (math.isfinite(loss) and loss > 0):
+            LOGGER.warning("strength='auto' needs a finite loss other than 0, and read %s: taken as 1.", loss)
+            loss = 1.0
+        self._unit = loss
+        self.regularizer.set_strength(loss * (self.control.start if self.control else 1.0))
+        self._keep()
+
+    def _read(self) -> None:
+        if self.control is not None:
+            self.regularizer.set_strength(self._unit * self.control.update(self._progress, self._share_ahead()))
+            self._keep()
+        self._read_at = self.step
+        self.regularizer.record(self.step, self.epoch)
+
+    def _keep(self) -> None:
+        """State of the control into the model."""
+        control = self.control
+        steered = (control.origin, control.progress, control.integral) if control else (0.0, 0.0, 0.0)
+        self.regularizer.set_control_state((self._unit, *steered))
+
+    def _share(self) -> float:
+        """Of the initial cost, that the channels cost that are open now."""
+        return self.regularizer.cost.at(self.regularizer.widths()) / self.regularizer.initial
 
     def _share_ahead(self) -> float:
-        """Share of the initial cost that the open channels will have."""
+        """Of the initial cost, that the channels will cost that are open then."""
         regularizer, openness = self.regularizer, self.regularizer.openness()
-        steps = min(regularizer.horizon, max(0, self._total - self._step))
+        steps = min(regularizer.horizon, max(0, self._total - self.step) if self._steps else regularizer.horizon)
+        elapsed = self.step - self._read_at
         with np.errstate(invalid="ignore"):
-            ahead = openness + np.nan_to_num(openness - self._last) * (steps / self._every)
+            ahead = openness + np.nan_to_num(openness - self._last) * (steps / elapsed)
         self._last = openness
-        widths = widths_above(regularizer.cost, ahead, regularizer.threshold)
+        widths = widths_above(regularizer.cost, ahead, regularizer.threshold, regularizer.lowest)
         return regularizer.cost.at(widths) / regularizer.initial
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts cost, channels and strength into the logs."""
+        self._steps = self._steps or self._batches
+        found = self.regularizer.record(self.step, epoch)
         if logs is not None:
-            widths = self.regularizer.widths()
-            logs[self.regularizer.log_name] = self.regularizer.cost.at(widths)
-            logs["channels"] = int(widths.sum())
-            logs["strength"] = self.regularizer.strength
+            logs[self.regularizer.log_name] = found["cost"]
+            logs["share"] = found["share"]
+            logs["channels"] = sum(found["channels"].values())
+            logs["strength"] = found["strength"]
+            logs["collapsed"] = len(found["collapsed"])
+
+
+def spare_from_decay(optimizer: Any, variables: list[Any]) -> None:
+    """Has weight decay of an optimizer leave some variables alone, next to those that the user excluded.
+
+    Keras' own `exclude_from_weight_decay` replaces what was excluded before, and refuses an optimizer that is built, as
+    one of a loaded model is; the exclusion is read when a training step is traced, which is later.
+    """
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if getattr(optimizer, "weight_decay", None) is None:
+        return
+    excluded: set[str] = getattr(optimizer, "_exclude_from_weight_decay", set())
+    optimizer._exclude_from_weight_decay = excluded | {optimizer._var_key(variable) for variable in variables}
+    optimizer._exclude_from_weight_decay_cache = {}

@@ -47,7 +47,7 @@ def load(name: str) -> Images:
     Raises:
         UsageError: Fashion-MNIST is not on this machine.
     """
-    return {"digits": _digits, "fashion-mnist": _fashion_mnist}[name]()
+    return {"digits": _digits, "fashion-mnist": fashion_mnist}[name]()
 
 
 def _digits() -> Images:
@@ -61,17 +61,25 @@ def _digits() -> Images:
     return Images("digits", x[~test], y[~test], x[test], y[test])
 
 
-def _fashion_mnist() -> Images:
-    """28x28: the first 12,000 images of the published training set, and the published test set."""
-    folder = next((f for f in (DEBIAN_FOLDER, KERAS_CACHE) if (f / "train-images-idx3-ubyte.gz").exists()), None)
-    if folder is None:
-        searched = f"{DEBIAN_FOLDER} and {KERAS_CACHE}"
+def fashion_mnist(train: int = FASHION_TRAIN, folder: Path | None = None) -> Images:
+    """28x28: the first images of the published training set, and the published test set.
+
+    Args:
+        train: training images, at most 60,000.
+        folder: with the four files of the data set; None: where Debian's package or Keras leaves them.
+
+    Raises:
+        UsageError: Fashion-MNIST is not there.
+    """
+    searched = [DEBIAN_FOLDER, KERAS_CACHE] if folder is None else [folder]
+    found = next((place for place in searched if (place / "train-images-idx3-ubyte.gz").exists()), None)
+    if found is None:
         raise UsageError(
-            f"Fashion-MNIST is not on this machine (searched {searched}). Install it: apt-get install "
-            "dataset-fashion-mnist, or load it once with keras.datasets.fashion_mnist.load_data()"
+            f"Fashion-MNIST is not on this machine (searched {' and '.join(map(str, searched))}). Install it: apt-get "
+            "install dataset-fashion-mnist, or load it once with keras.datasets.fashion_mnist.load_data()"
         )
     parts = [
-        _idx(folder / f"{split}-{what}-ubyte.gz")
+        _idx(found / f"{split}-{what}-ubyte.gz")
         for split in ("train", "t10k")
         for what in ("images-idx3", "labels-idx1")
     ]
@@ -79,8 +87,8 @@ def _fashion_mnist() -> Images:
     scaled = [(x[..., None] / 255).astype(np.float32) for x in (train_x, test_x)]
     return Images(
         "fashion-mnist",
-        scaled[0][:FASHION_TRAIN],
-        train_y[:FASHION_TRAIN].astype(np.int64),
+        scaled[0][:train],
+        train_y[:train].astype(np.int64),
         scaled[1],
         test_y.astype(np.int64),
     )

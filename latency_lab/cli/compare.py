@@ -13,7 +13,7 @@ from latency_lab.cli.progress import ProgressLine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A, B, --runtime, --threads, --python."""
+    """A, B, --runtime, --threads, --on, --python, --benchmark-model."""
     parser.add_argument("a", metavar="A", help="a .keras, .tflite, .onnx or .pb file")
     parser.add_argument("b", metavar="B", help="the same, to be compared with A")
     add_runtime(parser)

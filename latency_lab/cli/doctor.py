@@ -1,23 +1,25 @@
-"""say which runtimes work here, and what makes timing unsteady, with what to do
+"""say which runtimes work on a device, and what makes timing unsteady, with what to do
 
-Exits 1 when timing is unsteady.
+Exits 1 when a measurement there would not be trusted: timing is unsteady, or no runtime works.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from latency_lab.cli.inputs import add_device, device_of
 from latency_lab.cli.output import emit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """doctor takes nothing but --json."""
+    """--on, --python, --benchmark-model."""
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, and print what was seen."""
     import latency_lab
 
-    report = latency_lab.doctor()
+    report = latency_lab.doctor(on=device_of(args))
     emit(report, as_json=args.json)
-    return 0 if report.steady else 1
+    return 0 if report.trusted else 1

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from latency_lab.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
-    from latency_lab.profiling import LocalWorker
+    from latency_lab.profiling import Device, Worker
 
 KERAS, TFLITE, ONNX, GRAPH = ".keras", ".tflite", ".onnx", ".pb"
 
 
 def add_runtime(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime, --threads and --python."""
+    """Add --runtime, --threads and the device."""
     parser.add_argument(
         "--runtime",
         metavar="R",
@@ -29,25 +29,46 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
         "tensorflow:GPU:0",
     )
     parser.add_argument("--threads", metavar="N", type=_positive, default=1, help="threads of the runtime (default 1)")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --on, --python and --benchmark-model."""
+    parser.add_argument(
+        "--on",
+        metavar="D",
+        default="local",
+        help="the device: local (default), ssh://user@host:port (through your ssh: its configuration, agent and known "
+        "hosts; LATENCY_LAB_SSH='ssh -F file' gives it options) or adb://serial (through your adb, or the one in ADB)",
+    )
     parser.add_argument(
         "--python",
         metavar="PATH",
-        help="the Python that has the runtime, where that is not this one (tflite-runtime needs numpy<2)",
+        help="the Python there that has the runtime and numpy, 3.9 or newer (default: this one on local, python3 "
+        "elsewhere)",
+    )
+    parser.add_argument(
+        "--benchmark-model",
+        metavar="PATH",
+        help="on adb: TFLite's benchmark_model in Python's place, a file here or a path there",
     )
 
 
-def starter(args: argparse.Namespace) -> Callable[[], LocalWorker] | None:
-    """What starts workers of the runtime that `add_runtime` was told of; None for those of this Python.
+def device_of(args: argparse.Namespace) -> Device:
+    """The device that `add_device` was told of.
 
     Raises:
-        UsageError: --python names no program.
+        UsageError: there is no such address, or no such program.
     """
-    if args.python is None:
-        return None
-    from latency_lab.profiling import LocalWorker, worker_command
+    from latency_lab.profiling import device
 
-    command = worker_command(args.python)
-    return lambda: LocalWorker(args.runtime, args.threads, command)
+    return device(args.on, args.python, args.benchmark_model)
+
+
+def starter(args: argparse.Namespace) -> Callable[[], Worker]:
+    """What starts workers of the runtime, on the device, that `add_runtime` was told of."""
+    device = device_of(args)
+    return lambda: device.start(args.runtime, args.threads)
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import latency_lab
 from latency_lab.cli import compare, doctor, fit, measure, predict, profile_, profiles, show, shrink, validate
-from latency_lab.errors import LatencyLabError, UsageError
+from latency_lab.errors import DeviceLostError, LatencyLabError, UsageError
 from latency_lab.extras import missing
 
 VERBS = {
@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = (lambda args: args.run(args))(parser().parse_args(words))
         sys.stdout.flush()
         return code
+    except DeviceLostError as error:
+        again = shlex.join(["latency-lab", *words])
+        return _fail(f"{error}\nWhen it answers, go on with: {again}", error.exit_code)
     except LatencyLabError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""time a model on a runtime of this machine"""
+"""time a model on a runtime of a device"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latency_lab.cli.progress import ProgressLine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, --runtime, --threads, --python."""
+    """MODEL, --runtime, --threads, --on, --python, --benchmark-model."""
     parser.add_argument("model", metavar="MODEL", help="a .keras, .tflite, .onnx or .pb file")
     add_runtime(parser)
 

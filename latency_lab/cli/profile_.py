@@ -1,4 +1,4 @@
-"""time operations on a runtime of this machine and fit a device profile
+"""time operations on a runtime of a device and fit a device profile
 
 A run that was stopped goes on from its journal when it is started again.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--runtime, --threads, --python, --precision, --model, --input-shape, -o, --journal, --name, --force, --rounds."""
+    """The device and its runtime, --precision, --model, --input-shape, -o, --journal, --name, --force, --rounds."""
     add_runtime(parser)
     parser.add_argument(
         "--model",

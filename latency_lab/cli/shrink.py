@@ -21,6 +21,7 @@ from latency_lab.errors import FileFormatError, UsageError
 
 if TYPE_CHECKING:
     from latency_lab.cost import Cost
+    from latency_lab.fold import Folded
     from latency_lab.graph import ChannelGraph
     from latency_lab.profiles import DeviceProfile
     from latency_lab.structure import Structure
@@ -71,6 +72,7 @@ class Shrunk:
         files: that were written.
         dry_run: whether nothing was to be written.
         provenance: of the structure.
+        folded: what became of the constants of closed channels; None where folding was not asked for.
     """
 
     figures: Mapping[str, tuple[float, float]]
@@ -79,6 +81,7 @@ class Shrunk:
     files: tuple[str, ...]
     dry_run: bool
     provenance: Mapping[str, Any]
+    folded: tuple[Folded, ...] | None = None
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -103,6 +106,8 @@ class Shrunk:
         ]
         if self.target is not None:
             lines.append(str(self.target))
+        if self.folded is not None:
+            lines += [f"fold: {entry}" for entry in self.folded or ("no closed channel is known to say a constant",)]
         lines += [f"wrote {name}" for name in self.files]
         return "\n".join([*lines, "dry run: nothing was written"] if self.dry_run else lines)
 
@@ -115,12 +120,13 @@ class Shrunk:
             **{name: {"before": before, "after": after} for name, (before, after) in pairs.items()},
             "groups": [dict(zip(("name", "before", "after", "layers"), row, strict=True)) for row in self.groups],
             "target": None if self.target is None else self.target.to_json(),
+            "folded": None if self.folded is None else [entry.to_json() for entry in self.folded],
             "provenance": dict(self.provenance),
         }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, STRUCTURE or a target, -o, --to, and what a target is of."""
+    """MODEL, STRUCTURE or a target, -o, --to, what a target is of, and --fold."""
     parser.add_argument("model", metavar="MODEL", help="a .keras file, gated or plain")
     parser.add_argument(
         "structure", metavar="STRUCTURE", nargs="?", help="a structure file, or -; without it, give a target"
@@ -143,6 +149,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", metavar="NAME,...", type=_names, help="layers or groups whose channels all stay")
     parser.add_argument("--minimum", metavar="N", type=int, help="channels that every group keeps at least (default 1)")
     parser.add_argument("--save-structure", metavar="S", help="write what was chosen for the target: a structure file")
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="add what closed channels still say (batch norms of scale 0) to the biases behind them, where that is "
+        "exact, and list where it is not",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be made, and write nothing")
 
 
@@ -159,6 +171,7 @@ def run(args: argparse.Namespace) -> int:
     graph = latency_lab.ChannelGraph.from_model(model)
     structure = given or _planned(args, model, _cost(args.cost, graph, profile))
     slim = latency_lab.shrink(model, structure)
+    folded = _folded(model, structure, slim) if args.fold else None
     data = _keras_bytes(slim)
     after = latency_lab.ChannelGraph.from_model(slim)
     shrunk = Shrunk(
@@ -168,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
         files=() if args.dry_run else tuple(_write(args, output, slim, data, structure)),
         dry_run=args.dry_run,
         provenance=structure.provenance,
+        folded=folded,
     )
     emit(shrunk, as_json=args.json)
     return _verdict(shrunk)
@@ -231,6 +245,12 @@ def _planned(args: argparse.Namespace, model: Any, cost: Cost) -> Structure:
 
     options = {name: getattr(args, name) for name in PLANNING[:3] if getattr(args, name) is not None}
     return latency_lab.plan_structure(model, cost, args.target, target_ms=args.target_ms, **options)
+
+
+def _folded(model: Any, structure: Structure, slim: Any) -> tuple[Folded, ...]:
+    from latency_lab import fold
+
+    return fold.fold_constants(model, structure, slim)
 
 
 def _cost(name: str, graph: ChannelGraph, profile: DeviceProfile | None) -> Cost:

@@ -74,6 +74,9 @@ class Cost:
         formula = Weighted(((1.0, self.formula), (1.0, other.formula)))
         return Cost(self.graph, unit, formula, lambda widths: self.at(widths) + other.at(widths))
 
+    def __radd__(self, other: object) -> Cost:
+        return self if other == 0 else NotImplemented  # what sum() starts from
+
     def __mul__(self, factor: float) -> Cost:
         weight = float(factor)
         unit = self.unit if weight == 1.0 else f"{weight:g} {self.unit}"
@@ -145,8 +148,10 @@ class OpCost(Cost):
 def worst_of(*costs: Cost) -> Cost:
     """The largest of some costs in one unit: one network for several devices.
 
+        at = max_k at_k, exact, for budgets and reports;   value = (sum_k value_k^16)^(1/16), smooth, for training
+
     Args:
-        costs: over one graph.
+        costs: over one graph; scaled ones too, "0.5 * board" where the board may take twice as long.
 
     Raises:
         UsageError: no costs, or costs of different graphs or units.
@@ -160,16 +165,26 @@ def worst_of(*costs: Cost) -> Cost:
         raise UsageError("worst_of needs at least one cost. Received none.")
     for other in costs[1:]:
         _check_one_graph(costs[0], other)
-    units = {cost.unit.split()[-1] for cost in costs}
+    units = {_unscaled(cost.unit) for cost in costs}
     if len(units) > 1:
         raise UsageError(f"worst_of needs costs in one unit. Received: {sorted(units)}")
     formula = Worst(tuple(cost.formula for cost in costs))
-    return Cost(costs[0].graph, costs[0].unit, formula, lambda widths: max(cost.at(widths) for cost in costs))
+    return Cost(costs[0].graph, units.pop(), formula, lambda widths: max(cost.at(widths) for cost in costs))
 
 
 def _check_one_graph(first: Cost, other: Cost) -> None:
     if first.graph is not other.graph and first.graph.digest != other.graph.digest:
         raise UsageError("Costs of two different models do not combine: bind both to one ChannelGraph.")
+
+
+def _unscaled(unit: str) -> str:
+    """ "ms" of "0.5 ms"; a sum of units as it is."""
+    factor, _, rest = unit.partition(" ")
+    try:
+        float(factor)
+    except ValueError:
+        return unit
+    return _unscaled(rest)
 
 
 def _dtype(xp: Any) -> str:

@@ -12,7 +12,7 @@ from latency_lab.cost.formula import OpSum, Presence
 from latency_lab.cost.roofline import flops, kernel_weights
 from latency_lab.cost.terms import Polynomial
 from latency_lab.errors import UsageError
-from latency_lab.ops import CONVS
+from latency_lab.ops import KERNELED
 
 if TYPE_CHECKING:
     from latency_lab.graph import ChannelGraph
@@ -95,7 +95,7 @@ class ActivationMemoryCost(OpCost):
             raise UsageError(
                 f"Invalid value for argument `unit`. Expected 'bytes' or 'channels'. Received: unit={unit!r}"
             )
-        nodes = [i for i, node in enumerate(graph.nodes) if node.op.kind in CONVS | {"dense"}]
+        nodes = [i for i, node in enumerate(graph.nodes) if node.op.kind in KERNELED]
         ops = [graph.nodes[i].op for i in nodes]
         terms = Polynomial.of(ops, lambda op: op.output_bytes if unit == "bytes" else op.out_channels)
         super().__init__(graph, unit, over_nodes(graph, nodes, terms), _names(graph, nodes))

@@ -2,9 +2,9 @@
 
     latency = max(FLOPs / peak, bytes / bandwidth)
 
-A tie goes to the arithmetic. Convs and dense are charged 2 FLOPs a multiply-add and the bytes of input, kernel and
-output; batch norm, activations, softmax, add, multiply and concatenation the bytes of inputs and output; pooling,
-padding, flatten and biases nothing. That is MorphNet's convention.
+A tie goes to the arithmetic. Convs, transposed ones too, and dense are charged 2 FLOPs a multiply-add and the bytes of
+input, kernel and output; batch norm, activations, softmax, add, multiply and concatenation the bytes of inputs and
+output; pooling, padding, flatten and biases nothing. That is MorphNet's convention.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from latency_lab.cost.terms import Larger, Polynomial
-from latency_lab.ops import CONVS, OpConfig
+from latency_lab.ops import KERNELED, OpConfig
 
-CHARGED = CONVS | {"dense", "batch_norm", "activation", "softmax", "add", "multiply", "concatenate"}
+CHARGED = KERNELED | {"batch_norm", "activation", "softmax", "add", "multiply", "concatenate"}
 
 
 def flops(op: OpConfig) -> float:
@@ -32,7 +32,7 @@ def flops(op: OpConfig) -> float:
 
 def kernel_weights(op: OpConfig) -> float:
     """Weights of the kernel alone, without bias; 0 for kinds that have no kernel."""
-    return dataclasses.replace(op, use_bias=False).weight_count if op.kind in CONVS | {"dense"} else 0
+    return dataclasses.replace(op, use_bias=False).weight_count if op.kind in KERNELED else 0
 
 
 def charged_bytes(op: OpConfig) -> float:

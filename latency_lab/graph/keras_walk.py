@@ -6,7 +6,9 @@ are of plain layers.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from textwrap import shorten
@@ -20,6 +22,38 @@ _AS_LAYER = (
     " If it is one operation rather than a network, derive its class from keras.layers.Layer: its channels then stay, "
     "and it is listed as a layer without a cost of its own."
 )
+
+
+_FRAMES = 4
+"""Python calls that Keras nests for one layer of the network read, at most: itself, its mask, a branch's presence."""
+
+
+@contextlib.contextmanager
+def room_for(layers: int) -> Iterator[None]:
+    """Lets Keras put together a functional model of this many layers one after another.
+
+    It looks for a model's layers by recursion, one Python call a layer, and Python allows 1000 unless told otherwise.
+
+    Args:
+        layers: of the network, without the masks and penalties that it may hold.
+
+    Example:
+        >>> import keras
+        >>> from latency_lab.graph.keras_walk import room_for
+        >>> x = y = keras.Input((4,))
+        >>> for _ in range(1200):
+        ...     y = keras.layers.Identity()(y)
+        >>> with room_for(1200):
+        ...     model = keras.Model(x, y)
+        >>> len(model.layers)
+        1201
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + _FRAMES * layers)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +175,8 @@ def rebuild(
         results = keras.tree.flatten(layers[call.name](*args, **kwargs))
         tensors.update({id(value): result for value, result in zip(call.outputs, results, strict=True)})
     outputs = keras.tree.map_structure(lambda value: tensors[id(value)], wired.outputs)
-    return keras.Model(inputs, outputs, name=wired.name)
+    with room_for(len(wired.calls)):
+        return keras.Model(inputs, outputs, name=wired.name)
 
 
 def copy_layer(call: Call, **changes: Any) -> Any:
@@ -267,7 +302,8 @@ def _functional(model: Any, outer: str = "") -> Any:
             f"Sequential model {name} has a layer whose output shape Keras cannot tell beforehand. "
             "Give the class of that layer compute_output_shape(), and build the model anew."
         )
-    return keras.Model(model.inputs, model.outputs, name=model.name)
+    with room_for(len(model.layers)):
+        return keras.Model(model.inputs, model.outputs, name=model.name)
 
 
 def _struct(functional: Any, which: str) -> Any:

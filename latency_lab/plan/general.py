@@ -10,7 +10,7 @@ from latency_lab import runtimes
 from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.distributions import draw_ops, in_type
-from latency_lab.plan.networks import generated_networks
+from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
 from latency_lab.profiles import DeviceProfile, fuse, fused_network
@@ -34,25 +34,29 @@ PROBE_SITES = (
 """Where channel steps are looked for."""
 
 
-def general_plan(runtime: str = "litert", precision: str = "float32") -> tuple[Task, ...]:
+def general_plan(
+    runtime: str = "litert", precision: str = "float32", share: float = 1.0, networks: int = GENERAL_NETWORKS
+) -> tuple[Task, ...]:
     """What to measure for networks that are not known yet.
 
     Args:
         runtime: one of `runtimes.NAMES`.
         precision: of the operations: "float32" or "int8".
+        share: of the operations that are drawn: more than 1 where one takes next to no time.
+        networks: how many are generated.
 
     Returns:
         Lone operations drawn from `distributions`, probes of steps and merges, and generated networks.
     """
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), _supported(runtime)
-    drawn = list(draw_ops(rng, rules, supported, dtype=precision))
-    made = [network.of_type(precision) for network in generated_networks(rng)]
+    drawn = list(draw_ops(rng, rules, supported, share=share, dtype=precision))
+    made = [network.of_type(precision) for network in generated_networks(rng, networks)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
     ops = dict.fromkeys(op for op in [*drawn, *probed] if supported(op))
-    networks = [fused_network(network, converted(runtime, precision)) for network in made]
-    return lone_and_whole(list(ops), [n for n in networks if all(supported(op) for op, _ in n.nodes)], runtime)
+    whole = [fused_network(network, converted(runtime, precision)) for network in made]
+    return lone_and_whole(list(ops), [n for n in whole if all(supported(op) for op, _ in n.nodes)], runtime)
 
 
 def refinement(profile: DeviceProfile, count: int = REFINED) -> tuple[Task, ...]:

@@ -1,13 +1,15 @@
 """Measuring on a device: environment, protocol, workers, journal."""
 
+from latency_lab.profiling.devices import Device, device
 from latency_lab.profiling.doctor import Doctor, doctor
 from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol, Statistic, ratio_interval, statistic
-from latency_lab.profiling.runner import Progress, Worker, profile
+from latency_lab.profiling.runner import Progress, profile
 from latency_lab.profiling.tasks import Task, tasks_of
-from latency_lab.profiling.transport import LocalWorker, WorkerDiedError, worker_command
+from latency_lab.profiling.transport import LocalWorker, Worker, WorkerDiedError, environment_of, worker_command
 
 __all__ = [
+    "Device",
     "Doctor",
     "Journal",
     "LocalWorker",
@@ -17,7 +19,9 @@ __all__ = [
     "Task",
     "Worker",
     "WorkerDiedError",
+    "device",
     "doctor",
+    "environment_of",
     "profile",
     "ratio_interval",
     "statistic",

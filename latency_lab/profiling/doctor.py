@@ -1,9 +1,9 @@
-"""Which runtimes work here, and what makes timing unsteady, with what to do about it."""
+"""Which runtimes work on a device, and what makes timing unsteady, with what to do about it."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ import numpy as np
 from latency_lab import runtimes
 from latency_lab.errors import LatencyLabError
 from latency_lab.ops import Network, OpConfig
-from latency_lab.profiling.environment import available_cores, conditions, identity
-from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
-from latency_lab.runtimes.worker import Clock
+from latency_lab.profiling.devices import Device, device
+from latency_lab.profiling.environment import samples
+from latency_lab.profiling.transport import Worker, WorkerDiedError
 
 BUSY_SHARE = 0.5
 LOST_SHARE = 0.10
 SPREAD = 1.25
 SAMPLES = 60
+HOT_C = 80.0
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCheck:
-    """Whether a runtime builds and runs an operation here; `detail` is its package and version, or what to do."""
+    """Whether a runtime builds and runs an operation there; `detail` is its package and version, or what to do."""
 
     name: str
     works: bool
@@ -45,6 +46,11 @@ class Doctor:
     runtimes: tuple[RuntimeCheck, ...]
     warnings: tuple[str, ...]
     environment: Mapping[str, Any]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether a measurement would be: a runtime works, and timing is steady."""
+        return self.steady and any(check.works for check in self.runtimes)
 
     @property
     def steady(self) -> bool:
@@ -68,23 +74,38 @@ class Doctor:
         return "\n".join(lines)
 
 
-def doctor(clock: Any = None, start_worker: Callable[[str], LocalWorker] | None = None) -> Doctor:
-    """Looks at this machine: tries each runtime, and times a fixed piece of work.
+def doctor(
+    clock: Any = None, start_worker: Callable[[str], Worker] | None = None, on: str | Device = "local"
+) -> Doctor:
+    """Looks at a device: tries each runtime, and times a fixed piece of work.
 
     Args:
-        clock: has `wall()` and `cpu()` in seconds; the machine's own by default.
-        start_worker: starts the worker of a runtime by name.
+        clock: has `wall()` and `cpu()` in seconds; the device's own by default.
+        start_worker: starts the worker of a runtime by name, in place of the device.
+        on: the device: "local", "ssh://user@host:port", "adb://serial", or what `device` gives.
+
+    Raises:
+        DeviceLostError: the device cannot be reached.
     """
-    start = start_worker or (lambda name: LocalWorker(name, 1))
-    who, now = identity(), conditions()
-    warnings = [*standing_warnings(who, now), *timing_warnings(clock or Clock())]
-    return Doctor(tuple(_check(name, start) for name in runtimes.NAMES), tuple(warnings), {**who, **now})
+    where = device(on)
+    start = start_worker or (lambda name: where.start(name, 1))
+    seen = where.probe(0 if clock else SAMPLES)
+    who, now = seen["identity"], seen["conditions"]
+    found = timing_warnings(clock) if clock else spread_warnings(seen["wall_s"], seen["cpu_s"])
+    checks = tuple(_check(name, start, who["cores"]) for name in where.runtimes)
+    return Doctor(checks, (*standing_warnings(who, now), *found), {**who, **now})
 
 
 def standing_warnings(who: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What load, governor, quota and cores say."""
+    """What load, governor, quota, cores and temperature say."""
     found = []
     cores, load, governor, quota = who["cores"], now["load"], who["governor"], who["quota_cores"]
+    degrees = now.get("temperature_c")
+    if degrees is not None and degrees > HOT_C:
+        found.append(
+            f"The hottest sensor reads {degrees:.0f} degrees C: processors slow down when they are hot. "
+            "Let it cool, or add a heat sink or a fan."
+        )
     if load is not None and load > BUSY_SHARE * cores:
         found.append(f"The load is {load:.2f} on {cores} cores: something else is running. Stop it, or add --rounds.")
     if governor not in {None, "performance"}:
@@ -104,18 +125,19 @@ def standing_warnings(who: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def timing_warnings(clock: Any) -> list[str]:
     """What a fixed piece of work says that is timed `SAMPLES` times."""
-    block = np.random.default_rng(0).normal(size=(160, 160))
-    wall, cpu = np.zeros(SAMPLES), np.zeros(SAMPLES)
-    for i in range(-5, SAMPLES):
-        cpu_start, start = clock.cpu(), clock.wall()
-        for _ in range(3):
-            np.sort(block, axis=1)
-        wall[max(i, 0)], cpu[max(i, 0)] = clock.wall() - start, clock.cpu() - cpu_start
+    return spread_warnings(*samples(clock.wall, clock.cpu, SAMPLES))
+
+
+def spread_warnings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> list[str]:
+    """What wall and CPU seconds of equal pieces of work say; nothing where there are none."""
+    wall, cpu = np.array(wall_s), np.array(cpu_s)
+    if not wall.sum() or not cpu.all():
+        return []
     found = []
     lost = 1 - float(cpu.sum() / wall.sum())
     if lost > LOST_SHARE:
         found.append(
-            f"The CPU was taken away for {lost:.0%} of the time, in {SAMPLES} samples of "
+            f"The CPU was taken away for {lost:.0%} of the time, in {len(wall)} samples of "
             f"{np.median(wall) * 1e3:.2f} ms. "
             "Stop other programs on this machine (and its neighbours, if it is virtual), or add --rounds."
         )
@@ -128,7 +150,7 @@ def timing_warnings(clock: Any) -> list[str]:
     return found
 
 
-def _check(name: str, start: Callable[[str], LocalWorker]) -> RuntimeCheck:
+def _check(name: str, start: Callable[[str], Worker], cores: int) -> RuntimeCheck:
     op = OpConfig("conv2d", height=4, width=4, in_channels=4, out_channels=4)
     try:
         worker = start(name)
@@ -146,4 +168,4 @@ def _check(name: str, start: Callable[[str], LocalWorker]) -> RuntimeCheck:
     finally:
         worker.close()
     hello = worker.hello
-    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {available_cores()} cores")
+    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {cores} cores")

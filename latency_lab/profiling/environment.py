@@ -1,11 +1,18 @@
-"""Where a measurement is taken: what must stay the same (identity), and what is noted each round (conditions)."""
+"""Where a measurement is taken: what must stay the same (identity), and what is noted each round (conditions).
+
+The standard library alone, Python 3.9 syntax: on a device that is elsewhere this file is run as a program, which prints
+one JSON object: {"identity": {...}, "conditions": {...}, "wall_s": [...], "cpu_s": [...]}.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +56,8 @@ def cpu_model() -> str:
     for line in _lines("/proc/cpuinfo"):
         if line.lower().startswith(("model name", "hardware", "cpu model")):
             return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+    board = _read(Path("/proc/device-tree/model"))
+    return board.rstrip("\0") if board else platform.processor() or "unknown"
 
 
 def available_cores() -> int:
@@ -77,12 +85,49 @@ def cache_bytes() -> dict[str, int]:
     return found
 
 
+def samples(wall: Callable[[], float], cpu: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
+    """A fixed piece of work, timed again and again after a warm-up.
+
+    Args:
+        wall, cpu: clocks, seconds.
+        count: samples.
+
+    Returns:
+        Wall and CPU seconds of each.
+    """
+    generator = random.Random(0)
+    work = [generator.random() for _ in range(10_000)]
+    found = []
+    for _ in range(5 + count):
+        cpu_start, start = cpu(), wall()
+        sorted(work)
+        found.append((wall() - start, cpu() - cpu_start))
+    return [w for w, _ in found[5:]], [c for _, c in found[5:]]
+
+
+def readings(count: int = 0) -> dict[str, Any]:
+    """identity, conditions, and wall_s and cpu_s of so many samples."""
+    wall_s, cpu_s = samples(time.perf_counter, time.thread_time, count) if count else ([], [])
+    return {"identity": identity(), "conditions": conditions(), "wall_s": wall_s, "cpu_s": cpu_s}
+
+
+def main() -> None:
+    """Prints identity and conditions, and samples where they are asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=0)
+    print(json.dumps(readings(parser.parse_args().samples)))  # noqa: T201 it is a program there
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 
 def _lines(path: str) -> list[str]:
     return (_read(Path(path)) or "").splitlines()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import tempfile
@@ -10,32 +11,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Interface
 
 from latency_lab import runtimes
 from latency_lab.errors import LatencyLabError
 from latency_lab.ops import Network, OpConfig
-from latency_lab.profiling.environment import conditions, identity
+from latency_lab.profiling.devices import Device, device
 from latency_lab.profiling.journal import Journal
 from latency_lab.profiling.protocol import Protocol
 from latency_lab.profiling.tasks import Task, precision_of, tasks_of
-from latency_lab.profiling.transport import LocalWorker, WorkerDiedError
+from latency_lab.profiling.transport import ESTIMATED, Worker, WorkerDiedError, environment_of
 
 _log = logging.getLogger(__name__)
-
-
-class Worker(Interface):
-    """What the runner needs of a worker, near or far."""
-
-    hello: dict[str, Any]
-
-    def block(self, path: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """One block of samples of the model in a file."""
-        ...
-
-    def close(self) -> None:
-        """Ends the worker."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +40,7 @@ class Progress:
     left_s: float
 
 
-def profile(
+def profile(  # noqa: PLR0913 what, on what, how, and two ways to say where
     items: Iterable[OpConfig | Network | Task],
     *,
     runtime: str,
@@ -63,20 +49,21 @@ def profile(
     protocol: Protocol | None = None,
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on: str | Device = "local",
     start_worker: Callable[[], Worker] | None = None,
 ) -> Journal:
-    """Measures operations and networks on this machine, and keeps every block.
+    """Measures operations and networks on a device, and keeps every block.
 
     Args:
         items: operations, networks or tasks; each key is measured once.
         runtime: one of `runtimes.NAMES`; TensorFlow's may name a device: "tensorflow:GPU:0".
         threads: of the runtime.
         journal: file to append to; a run that was killed goes on from it.
-        protocol: rounds and repeats.
+        protocol: rounds and repeats; of an estimate (vela), which is the same each time, one round is taken.
         force: go on with a journal of another environment.
         on_progress: called after each block.
-        start_worker: starts a worker; by default a subprocess of this Python on this machine. One of another Python,
-            in which the runtime is: `lambda: LocalWorker(runtime, threads, worker_command(python))`.
+        on: the device: "local", "ssh://user@host:port", "adb://serial", or what `device` gives.
+        start_worker: starts a worker, in place of the device.
 
     Returns:
         The journal, with every task measured in every round or failed with its reason.
@@ -84,12 +71,21 @@ def profile(
     Raises:
         MissingRuntimeError: the runtime is not installed.
         EnvironmentMismatchError: the journal is of another environment.
+        DeviceLostError: the device cannot be reached, or not any more. What was measured is in the journal.
     """
     tasks = tasks_of(items)
     protocol = protocol or Protocol()
-    start = start_worker or (lambda: LocalWorker(runtime, threads))
+    where = device(on)
+    start = start_worker or (lambda: where.start(runtime, threads))
     first = start()
-    there = {**identity(), **{k: first.hello.get(k) for k in ("package", "version", "worker")}}
+    try:
+        who, _ = environment_of(first)
+    except BaseException:
+        first.close()
+        raise
+    if who.get("provenance") == ESTIMATED:
+        protocol = dataclasses.replace(protocol, rounds=1, processes=1)
+    there = {**who, **{k: first.hello.get(k) for k in ("package", "version", "worker")}}
     there |= {"runtime": runtime, "threads": threads, "precision": precision_of(tasks)}
     there |= {k: first.hello[k] for k in ("device", "layout_block") if k in first.hello}
     try:
@@ -137,7 +133,8 @@ class _Run:
                 continue
             if round_ and round_ * self.protocol.processes % self.protocol.rounds < self.protocol.processes:
                 self._new_worker()
-            self.journal.append({"key": "conditions", "round": round_, "status": "note", **conditions()})
+            _, now = environment_of(self.worker)
+            self.journal.append({"key": "conditions", "round": round_, "status": "note", **now})
             random.Random(f"{self.protocol.seed}:{round_}").shuffle(tasks)
             for task in tasks:
                 if not self.journal.has(task.key, round_):
@@ -155,9 +152,11 @@ class _Run:
             "cold": int(task.cold),
         }
         try:
-            found = self.worker.block(str(self._model(task, folder)), settings)
+            path = self._model(task, folder)
         except LatencyLabError as error:
             return {**line, "status": "failed", "reason": str(error)}
+        try:
+            found = self.worker.block(str(path), settings)
         except WorkerDiedError as error:
             _log.warning("%s: %s", task.key, error)
             self._new_worker()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.ops import BINARY, CASTS, GLOBAL_POOLS, POOLS, REORDERS, Network, OpConfig
-from latency_lab.runtimes import base
+from latency_lab.runtimes import base, worker
 
 if TYPE_CHECKING:
     from latency_lab.runtimes._tflite import Quantisation, Writer
@@ -23,10 +25,12 @@ _FUSING_BY_BIAS = frozenset({"conv2d_transpose", "conv3d"})
 """Kinds that fuse only where they have a bias."""
 _WITH_DEPTH = frozenset({"conv3d", "activation", "batch_norm", "softmax", "concatenate"}) | BINARY | GLOBAL_POOLS
 """Kinds that are written over three axes of positions."""
+_DEVICES = ("cpu", "gpu", "npu", "edgetpu")
 _READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
 """Activations whose int8 kernels refuse negative numbers."""
 
 
+@dataclass(frozen=True, slots=True)
 class LiteRT:
     """Builds .tflite files.
 
@@ -34,15 +38,21 @@ class LiteRT:
     post-training quantisation writes it, inputs and outputs of the file int8 too; where TFLite has no int8 kernel
     (conv3d, local_response_norm, elu, square, negative), as floats between a DEQUANTIZE and a QUANTIZE.
 
+    Attributes:
+        device: "gpu", "npu", "edgetpu" or the path of a delegate's library there, with options; "" for the CPU.
+
     Example:
         >>> from latency_lab import runtimes
         >>> from latency_lab.ops import Network, OpConfig
         >>> op = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=8, activation="relu")
         >>> runtimes.get("litert").build(Network.of(op))[4:8]
         b'TFL3'
+        >>> runtimes.get("litert:gpu,enforce_f32=1").name
+        'litert:gpu,enforce_f32=1'
     """
 
-    name = "litert"
+    device: str = ""
+
     suffix = ".tflite"
     times_kernels = False
     conversion_fusions = frozenset(
@@ -50,7 +60,38 @@ class LiteRT:
         + [f"{kind}+{activation}" for kind in sorted(_FUSING) for activation in sorted(_FUSABLE)]
         + ["pad+conv2d", "pad+depthwise_conv2d"]  # a pad that is not what "same" comes to is in the merged model
     )
-    expected_fusions: frozenset[str] = frozenset()
+    expected_fusions = frozenset[str]()
+
+    @property
+    def name(self) -> str:
+        """ "litert", with ":" and the device where it is not the CPU."""
+        return f"litert:{self.device}" if self.device else "litert"
+
+    def on(self, device: str) -> LiteRT:
+        """The same runtime on a device.
+
+        Args:
+            device: "gpu", "npu", "edgetpu", or the path of the library of a delegate there: what has "." or "/" in it.
+                Options stand behind commas: "gpu,enforce_f32=1".
+
+        Raises:
+            UsageError: this names no device.
+        """
+        try:
+            given, options = worker.device_and_options(device)
+        except ValueError as error:
+            raise UsageError(f"Invalid device in runtime=litert:{device}. {error}") from None
+        short = given.lower()
+        if short not in _DEVICES and not {".", "/"} & set(given):
+            near = difflib.get_close_matches(short, _DEVICES, n=1)
+            hint = f" Did you mean 'litert:{near[0]}'?" if near else ""
+            raise UsageError(
+                f"Invalid device. Expected {', '.join(_DEVICES)} or the path of a delegate's library behind 'litert:'. "
+                f"Received: runtime={f'litert:{device}'!r}.{hint}"
+            )
+        if short == "cpu":
+            return LiteRT()
+        return LiteRT(worker.device_name(short if short in _DEVICES else given, options))
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges before and on loading of models of this precision: the converter does the same for all."""

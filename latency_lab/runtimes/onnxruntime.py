@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import dataclass
+
+from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.ops import CASTS, REORDERS, Network, OpConfig
-from latency_lab.runtimes import base
+from latency_lab.runtimes import base, worker
 from latency_lab.runtimes.base import INPUT_TRANSPOSE
 
 _REORDER_STEP = 4
 """Only images of a multiple of this many channels are reordered."""
 _CONVS = ("conv2d", "depthwise_conv2d")
+_PROVIDER = "ExecutionProvider"
 
 
+@dataclass(frozen=True, slots=True)
 class OnnxRuntime:
     """Builds .onnx files.
+
+    **Provider.** All that follows but the form of networks is of the CPU's. Another provider's time is that of the
+    call, so the model of a lone operation has nothing around it: images come and go channels first.
 
     **Layout.** The model of a lone float32 operation takes and gives images channels first; a "transpose" takes them
     channels last, and so do the kinds in `_onnx_graph.CHANNELS_LAST`, which give them so too. A network of several,
@@ -39,17 +48,22 @@ class OnnxRuntime:
 
     **Kernel times.** `worker.OnnxRuntimeModel` tells which kernels count by these names.
 
+    Attributes:
+        provider: the execution provider with its options, "CUDAExecutionProvider,device_id=1"; "" for the CPU's.
+
     Example:
         >>> from latency_lab import runtimes
         >>> from latency_lab.ops import Network, OpConfig
         >>> op = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=8, activation="relu")
         >>> b"op0_relu" in runtimes.get("onnxruntime").build(Network.of(op))
         True
+        >>> runtimes.get("onnxruntime:cuda").name
+        'onnxruntime:CUDAExecutionProvider'
     """
 
-    name = "onnxruntime"
+    provider: str = ""
+
     suffix = ".onnx"
-    times_kernels = True
     conversion_fusions = frozenset({"conv2d+batch_norm", "depthwise_conv2d+batch_norm", INPUT_TRANSPOSE})
     expected_fusions = frozenset(
         [f"{kind}+{second}" for kind in _CONVS for second in ("relu", "relu6", "sigmoid", "tanh", "leaky_relu", "add")]
@@ -57,6 +71,43 @@ class OnnxRuntime:
         + [f"dense+{activation}" for activation in ("relu", "sigmoid", "tanh", "leaky_relu", "elu")]
         + [f"pad+{kind}" for kind in ("conv2d", "depthwise_conv2d", "avg_pool")]
     )
+
+    @property
+    def name(self) -> str:
+        """ "onnxruntime", with ":" and the provider where it is not the CPU's."""
+        return f"onnxruntime:{self.provider}" if self.provider else "onnxruntime"
+
+    @property
+    def times_kernels(self) -> bool:
+        """On the CPU."""
+        return not self.provider
+
+    def on(self, device: str) -> OnnxRuntime:
+        """The same runtime on an execution provider.
+
+        Args:
+            device: "cuda", "CUDAExecutionProvider", "openvino,device_type=GPU", ...: a provider's name in full or
+                without its end, and options of the provider.
+
+        Raises:
+            UsageError: this names no provider.
+        """
+        try:
+            given, options = worker.device_and_options(device)
+        except ValueError as error:
+            raise UsageError(f"Invalid device in runtime=onnxruntime:{device}. {error}") from None
+        provider = worker.provider_of(given)
+        if not provider.endswith(_PROVIDER):
+            known = sorted(name.removesuffix(_PROVIDER).lower() for name in worker.PROVIDER_PACKAGES)
+            near = difflib.get_close_matches(given.lower(), known, n=1)
+            hint = f" Did you mean 'onnxruntime:{near[0]}'?" if near else ""
+            raise UsageError(
+                f"Invalid device in runtime=onnxruntime:{device}. Expected cpu, {', '.join(known)}, or the full "
+                f"name of another execution provider. Received: {given!r}.{hint}"
+            )
+        if provider == "CPUExecutionProvider":
+            return OnnxRuntime()
+        return OnnxRuntime(worker.device_name(provider, options))
 
     def build(self, network: Network) -> bytes:
         """Bytes of an .onnx file of this network, inputs and outputs in the network's order.
@@ -68,15 +119,19 @@ class OnnxRuntime:
         """
         base.check(self, network)
         try:
-            from latency_lab.runtimes import _onnx_graph
+            from latency_lab.runtimes import _onnx_bare, _onnx_graph
         except ModuleNotFoundError as error:
             raise missing(error, "An ONNX file") or error from error
-        return _onnx_graph.build(network)
+        return _onnx_bare.build(network) if self.provider else _onnx_graph.build(network)
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
         if op.dtype not in {"float32", "int8"}:
             return f"only float32 and int8 models are built, this is {op.dtype}."
+        if self.provider and op.dtype == "int8":
+            return "8-bit operations are built for the CPU; on another provider, .onnx files of 8 bits can be measured."
+        if self.provider and op.kind in REORDERS:
+            return "only the CPU has a blocked layout to reorder to."
         if op.kind in CASTS and op.dtype != "int8":
             return f"a {op.kind} has the dtype of its 8-bit side, int8; this is {op.dtype}."
         if op.kind in REORDERS and op.dtype == "int8":

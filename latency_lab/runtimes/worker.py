@@ -7,6 +7,10 @@ Reads one JSON object a line from stdin and answers each with one on stdout. The
 A request is a block: {"id": 7, "model": base64} or {"id": 7, "path": file}, with the settings of `Settings`. The answer
 is {"id": 7, "status": "ok", "count": 41, "repeats": 1, "wall_ms": {...}, "cpu_ms": {...} or null, "cold_ms": ...}, or
 {"id": 7, "status": "failed", "reason": text}. Summaries are {"min", "deciles": [nine], "median"} in ms a run.
+
+A runtime may name where it runs, with options behind a comma: "onnxruntime:openvino,device_type=GPU", "litert:gpu",
+"tensorflow:GPU:0". A run there ends when its outputs are complete, it has no CPU time, and a block of which any part
+ran elsewhere has failed.
 """
 
 from __future__ import annotations
@@ -14,10 +18,15 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import ctypes
 import dataclasses
 import functools
+import glob
+import importlib
+import importlib.metadata
 import json
 import os
+import pkgutil
 import re
 import sys
 import tempfile
@@ -73,40 +82,208 @@ class Clock:
         return best
 
 
-class LiteRtModel:
-    """A TFLite model under ai-edge-litert, or tflite-runtime where that is not installed."""
+class CalledModel:
+    """What is shared by models whose time is that of the call.
+
+    Attributes:
+        options: of the device, by name.
+        one_thread: whether the thread that calls does the work where it may have but one.
+    """
+
+    options: dict[str, str] = {}
+    one_thread = True
+
+    def kernel_times_ms(self) -> list[float] | None:
+        """Not offered."""
+        return None
+
+
+class LiteRtModel(CalledModel):
+    """A TFLite model under ai-edge-litert, or tflite-runtime where that is not installed.
+
+    With a delegate's library, every operator has to be the delegate's.
+    """
+
+    delegate = ""
 
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            from tflite_runtime.interpreter import Interpreter
-        self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        tflite, more = _tflite(), {}
+        if self.delegate:
+            more["experimental_delegates"] = [tflite.load_delegate(self.delegate, self.options)]
+            more["experimental_op_resolver_type"] = tflite.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = tflite.Interpreter(model_path=path, num_threads=threads, **more)
         self._interpreter.allocate_tensors()
         generator = np.random.default_rng(0)
         for detail in self._interpreter.get_input_details():
             self._interpreter.set_tensor(detail["index"], _random(generator, detail["shape"], detail["dtype"]))
         self.run = self._interpreter.invoke
+        if self.delegate:
+            outputs = [int(detail["index"]) for detail in self._interpreter.get_output_details()]
+            none_elsewhere(self.delegate, undelegated(self._interpreter._get_ops_details(), outputs))
+            settle(self.run)
 
-    def kernel_times_ms(self) -> list[float] | None:
-        """Not offered: LiteRT runs a lone operation without anything around it."""
-        return None
+    @classmethod
+    def on(cls, device: str) -> Any:
+        """The same on LiteRT's "gpu" or "npu", on "edgetpu", or on what a delegate's library runs on, by its path."""
+        name, options = device_and_options(device)
+        if name.lower() == "cpu":
+            return cls
+        if name.lower() in LiteRtAcceleratedModel.LIBRARIES:
+            return type("LiteRtOn", (LiteRtAcceleratedModel,), {"device": name.lower(), "options": options})
+        library = EDGE_TPU if name.lower() == "edgetpu" else name
+        return type("LiteRtOn", (cls,), {"delegate": library, "options": options, "one_thread": False})
 
     def close(self) -> None:
         """Frees the model."""
         del self.run, self._interpreter
 
-    @staticmethod
-    def version() -> dict[str, str]:
-        """Package and version."""
+    @classmethod
+    def version(cls) -> dict[str, str]:
+        """Package and version, and the delegate where there is one."""
+        package = _tflite().__name__.partition(".")[0]
+        found = {"package": package.replace("_", "-"), "version": str(importlib.import_module(package).__version__)}
+        if not cls.delegate:
+            return found
         try:
-            import ai_edge_litert
+            _ = ctypes.CDLL(cls.delegate).tflite_plugin_create_delegate
+        except (OSError, AttributeError) as error:
+            source = "Coral's package libedgetpu1-std" if cls.delegate == EDGE_TPU else "the device's maker"
+            raise SystemExit(f"LiteRT cannot load the delegate, which {source} provides: {error}") from None
+        return dict(found, device=device_name(cls.delegate, cls.options))
 
-            return {"package": "ai-edge-litert", "version": str(ai_edge_litert.__version__)}
-        except ImportError:
-            import tflite_runtime
 
-            return {"package": "tflite-runtime", "version": str(tflite_runtime.__version__)}
+EDGE_TPU = "libedgetpu.so.1"
+
+
+class LiteRtAcceleratedModel(CalledModel):
+    """A TFLite model on an accelerator of LiteRT's own. A run ends when its outputs are back."""
+
+    LIBRARIES = {"gpu": "libLiteRt*Accelerator.so", "npu": "vendors/*/dispatch/libLiteRtDispatch_*.so"}
+    NEEDS = {
+        "gpu": "On Linux it needs a GPU with a Vulkan driver, and libvulkan.so.1.",
+        "npu": "It needs the NPU and its maker's package, as ai-edge-litert-sdk-qualcomm.",
+    }
+    device = "gpu"
+    one_thread = False
+
+    def __init__(self, path: str, threads: int, kernels: bool) -> None:
+        from ai_edge_litert.compiled_model import CompiledModel
+
+        try:
+            self._model = CompiledModel.from_file(path, options=self._options())
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1].strip(" └").partition(". Add kLiteRt")[0]
+            needs = self.NEEDS[self.device]
+            raise RuntimeError(f"LiteRT cannot run this model on the {self.device} alone: {why}. {needs}") from None
+        none_elsewhere(self.device, [] if self._model.is_fully_accelerated() else ["some operators"])
+        signature = next(iter(self._model.get_signature_list()))
+        self._inputs, self._outputs = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
+        generator = np.random.default_rng(0)
+        for buffer, detail in zip(self._inputs, self._model.get_input_tensor_details(signature).values()):
+            buffer.write(_random(generator, detail["shape"], detail["dtype"]))
+        details = self._model.get_output_tensor_details(signature).values()
+        self._reads = [(int(np.prod(detail["shape"])), np.dtype(detail["dtype"]).type) for detail in details]
+        settle(self.run)
+
+    @classmethod
+    def _options(cls) -> Any:
+        from ai_edge_litert import compiled_model as litert
+
+        accelerator = getattr(litert.HardwareAccelerator, cls.device.upper())
+        flags = {name: value.lower() in ("1", "true") for name, value in cls.options.items()}
+        if flags and cls.device != "gpu":
+            raise SystemExit(f"litert:{cls.device} takes no options. Received: {cls.options}")
+        try:
+            return litert.Options(hardware_accelerators=accelerator, gpu_options=litert.GpuOptions(**flags))
+        except TypeError as error:
+            raise SystemExit(f"litert:gpu takes options of LiteRT's GpuOptions, as in enforce_f32=1: {error}") from None
+
+    def run(self) -> list[Any]:
+        """The outputs of one run."""
+        self._model.run_by_index(0, self._inputs, self._outputs)
+        return [buffer.read(*count_and_type) for buffer, count_and_type in zip(self._outputs, self._reads)]
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self._inputs, self._outputs, self._model
+
+    @classmethod
+    def version(cls) -> dict[str, str]:
+        """Package and version, and the accelerator with its library."""
+        import ai_edge_litert
+
+        found = sorted(glob.glob(os.path.join(os.path.dirname(ai_edge_litert.__file__), cls.LIBRARIES[cls.device])))
+        if not found:
+            raise SystemExit(
+                f"ai-edge-litert {ai_edge_litert.__version__} has no accelerator {cls.device} on this system. "
+                f"Expected a file {cls.LIBRARIES[cls.device]} in the package."
+            )
+        cls._options()
+        library = os.path.basename(found[-1])
+        name = device_name(f"{cls.device} by {library}", cls.options)
+        return {"package": "ai-edge-litert", "version": str(ai_edge_litert.__version__), "device": name}
+
+
+def _tflite() -> Any:
+    """The module that has the interpreter."""
+    try:
+        from ai_edge_litert import interpreter
+    except ImportError:
+        from tflite_runtime import interpreter
+    return interpreter
+
+
+def undelegated(details: list[dict[str, Any]], outputs: list[int]) -> list[str]:
+    """The operators that an interpreter runs itself, followed back from the model's output tensors.
+
+    Args:
+        details: all operators of the model, then the kernels of delegates, which make some of the same tensors.
+        outputs: of the model.
+    """
+    makers = {int(tensor): detail for detail in details for tensor in detail["outputs"]}
+    wanted, found = list(outputs), {}
+    while wanted:
+        maker = makers.pop(wanted.pop(), None)
+        if maker:
+            found[maker["index"]] = str(maker["op_name"])
+            wanted.extend(int(tensor) for tensor in maker["inputs"])
+    return [name for _, name in sorted(found.items()) if "delegate" not in name.lower()]
+
+
+def none_elsewhere(device: str, names: list[str]) -> None:
+    """See that no operator runs elsewhere than on the device."""
+    if names:
+        raise RuntimeError(f"not all of it runs on {device}; elsewhere: {', '.join(sorted(set(names)))}")
+
+
+def settle(run: Callable[[], Any]) -> None:
+    """Runs until one is no faster than the one before, ten at most: what is compiled or chosen in the first is done."""
+    last = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        run()
+        took = time.perf_counter() - start
+        if took >= last:
+            return
+        last = took
+
+
+def device_and_options(text: str) -> tuple[str, dict[str, str]]:
+    """ "gpu,enforce_f32=1" -> ("gpu", {"enforce_f32": "1"}).
+
+    Raises:
+        ValueError: an option has no value.
+    """
+    name, *pairs = text.split(",")
+    for pair in pairs:
+        if "=" not in pair:
+            raise ValueError(f"Invalid option of a runtime's device. Expected name=value. Received: {pair!r}")
+    return name, {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def device_name(name: str, options: dict[str, str]) -> str:
+    """The text that `device_and_options` reads."""
+    return ",".join([name, *(f"{key}={value}" for key, value in options.items())])
 
 
 class OnnxRuntimeModel:
@@ -119,18 +296,19 @@ class OnnxRuntimeModel:
     off.
     """
 
-    _NUMPY = {"float": "float32", "double": "float64"}
-
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
         self._session = onnx_session(path, threads, kernels)
         self._overhead = KernelOverhead.measured(threads) if kernels else None
         self._wanted = self._session.get_modelmeta().custom_metadata_map.get("latency_lab.kernels", "")
-        generator = np.random.default_rng(0)
-        arrays = []
-        for node in self._session.get_inputs():
-            kind = node.type[len("tensor(") : -1]
-            arrays.append(_random(generator, node.shape, self._NUMPY.get(kind, kind)))
-        self.run = onnx_run(self._session, arrays)
+        self.run = onnx_run(self._session, onnx_inputs(self._session))
+
+    @classmethod
+    def on(cls, device: str) -> Any:
+        """The same on an execution provider: "cuda", "OpenVINOExecutionProvider,device_type=GPU", ..."""
+        name, options = device_and_options(device)
+        if provider_of(name) == "CPUExecutionProvider":
+            return cls
+        return type("OnnxRuntimeOn", (OnnxRuntimeProviderModel,), {"provider": provider_of(name), "options": options})
 
     def kernel_times_ms(self) -> list[float] | None:
         """Ends profiling: the kernels' time of each run so far, ms."""
@@ -173,6 +351,99 @@ class OnnxRuntimeModel:
             "version": str(onnxruntime.__version__),
             "layout_block": onnx_layout_block(),
         }
+
+
+class OnnxRuntimeProviderModel(CalledModel):
+    """An ONNX model under an execution provider other than the CPU's.
+
+    Inputs stay in the provider's memory where it has its own and ONNX Runtime can bind it (`_MEMORY`), outputs too, and
+    a run ends when the provider has finished. Elsewhere both are the host's: the outputs' arrival ends the run.
+    """
+
+    _MEMORY = {
+        "CUDAExecutionProvider": "cuda",
+        "TensorrtExecutionProvider": "cuda",
+        "NvTensorRTRTXExecutionProvider": "cuda",
+        "CANNExecutionProvider": "cann",
+        "DmlExecutionProvider": "dml",
+    }
+    provider = ""
+    one_thread = False
+
+    def __init__(self, path: str, threads: int, kernels: bool) -> None:
+        own = {"num_of_threads": str(threads)} if self.provider == "OpenVINOExecutionProvider" else {}
+        self._session = onnx_session(path, threads, True, (self.provider, {**own, **self.options}))
+        self.run = onnx_run(self._session, onnx_inputs(self._session), self._MEMORY.get(self.provider, "cpu"))
+        try:
+            self.run()
+            none_elsewhere(self.provider, kernels_elsewhere(onnx_profile(self._session), self.provider))
+            settle(self.run)
+        except BaseException:
+            self.close()  # in order: a binding that outlives its session is a crash
+            raise
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self.run, self._session
+
+    @classmethod
+    def version(cls) -> dict[str, str]:
+        """Package and version, and the provider."""
+        import onnxruntime
+
+        there = onnx_providers(cls.provider)
+        brings = PROVIDER_PACKAGES.get(cls.provider, "onnxruntime")
+        if cls.provider not in there:
+            raise SystemExit(
+                f"ONNX Runtime has no {cls.provider} here, or no device for it. It has: {', '.join(there)}. "
+                f"The package {brings} brings it; give it an environment of its own and name that with --python."
+            )
+        found = {"package": "onnxruntime", "version": str(onnxruntime.__version__)}
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found = {"package": brings, "version": importlib.metadata.version(brings)}
+        return dict(found, device=device_name(cls.provider, cls.options))
+
+
+PROVIDER_PACKAGES = {
+    "CANNExecutionProvider": "onnxruntime-cann",
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "CoreMLExecutionProvider": "onnxruntime",
+    "DmlExecutionProvider": "onnxruntime-directml",
+    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "NvTensorRTRTXExecutionProvider": "onnxruntime-ep-nv-tensorrt-rtx",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+    "QNNExecutionProvider": "onnxruntime-qnn",
+    "ROCMExecutionProvider": "onnxruntime-rocm",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "WebGpuExecutionProvider": "onnxruntime-webgpu",
+    "XnnpackExecutionProvider": "onnxruntime",
+}
+"""Provider -> the package that brings it. Others are taken by their full names."""
+
+
+def provider_of(name: str) -> str:
+    """ "cuda" -> "CUDAExecutionProvider"."""
+    known = {"cpu": "CPUExecutionProvider", **{p[: -len("ExecutionProvider")].lower(): p for p in PROVIDER_PACKAGES}}
+    return known.get(name.lower().replace("executionprovider", ""), name)
+
+
+def onnx_providers(wanted: str) -> list[str]:
+    """Providers that ONNX Runtime has, once the one that is wanted was registered where a plug-in package brings it."""
+    import onnxruntime
+
+    names = [module.name for module in pkgutil.iter_modules() if wanted not in onnxruntime.get_available_providers()]
+    for name in names:
+        if name.startswith("onnxruntime_ep_") or name == "onnxruntime_qnn":
+            plugin = importlib.import_module(name)
+            if wanted in plugin.get_ep_names():
+                onnxruntime.register_execution_provider_library(wanted, plugin.get_library_path())
+    return list(onnxruntime.get_available_providers())
+
+
+def kernels_elsewhere(text: str, provider: str) -> list[str]:
+    """Types of the kernels in a profile's text that another provider ran."""
+    arguments = [event["args"] for event in json.loads(text) if event["name"].endswith("_kernel_time")]
+    return [f"{found['op_name']} ({found['provider']})" for found in arguments if found["provider"] != provider]
 
 
 @dataclass(frozen=True)
@@ -231,8 +502,8 @@ def profiled_runs(text: str) -> list[list[ProfiledKernel]]:
     return runs
 
 
-def onnx_session(model: Any, threads: int, profiling: bool) -> Any:
-    """A session on a model's path or bytes."""
+def onnx_session(model: Any, threads: int, profiling: bool, provider: Any = "CPUExecutionProvider") -> Any:
+    """A session on a model's path or bytes; the provider is a name or (name, options)."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -243,20 +514,29 @@ def onnx_session(model: Any, threads: int, profiling: bool) -> Any:
     if profiling:
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"latency-lab-{os.getpid()}")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
 
 
-def onnx_run(session: Any, arrays: Any) -> Callable[[], Any]:
-    """Runs a session on these inputs, without a copy of them or of the outputs."""
+def onnx_inputs(session: Any) -> list[Any]:
+    """Made-up inputs of a session."""
+    generator, numpy = np.random.default_rng(0), {"float": "float32", "double": "float64"}
+    kinds = [node.type[len("tensor(") : -1] for node in session.get_inputs()]
+    return [_random(generator, node.shape, numpy.get(kind, kind)) for node, kind in zip(session.get_inputs(), kinds)]
+
+
+def onnx_run(session: Any, arrays: Any, memory: str = "cpu") -> Callable[[], Any]:
+    """Runs a session on these inputs in this memory, without a copy of them or of the outputs."""
     import onnxruntime
 
     binding = session.io_binding()
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, 0) for array in arrays]
     for node, value in zip(session.get_inputs(), values):
         binding.bind_ortvalue_input(node.name, value)
     for node in session.get_outputs():
-        binding.bind_output(node.name)
-    return lambda: (session.run_with_iobinding(binding), values)[0]
+        binding.bind_output(node.name, memory)
+    if memory == "cpu":
+        return lambda: (session.run_with_iobinding(binding), values)[0]
+    return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs(), values)[0]
 
 
 def onnx_profile(session: Any) -> str:
@@ -423,7 +703,7 @@ def _varint(value: int) -> bytes:
     return bytes([*found, value])
 
 
-class TensorFlowModel:
+class TensorFlowModel(CalledModel):
     """A frozen TensorFlow graph (.pb) on one device: its placeholders are fed, and what nothing reads is its output.
 
     The inputs stay on the device. A call on the CPU returns when it is done; elsewhere one number of each output is
@@ -495,10 +775,6 @@ class TensorFlowModel:
         """The same on a device: "GPU:0", "/TPU:0", "CPU", ..."""
         name = device.upper().replace("DEVICE:", "").lstrip("/")
         return type(cls.__name__, (cls,), {"device": name if ":" in name else name + ":0"})
-
-    def kernel_times_ms(self) -> list[float] | None:
-        """Not offered."""
-        return None
 
     def close(self) -> None:
         """Frees the model."""

@@ -151,6 +151,21 @@ def test_weights_are_all_random(exactness):
             assert size.max() <= 1.5
 
 
+def test_results_are_of_the_code_and_not_of_what_it_says_about_itself(architectures, tmp_path, monkeypatch):
+    monkeypatch.setattr(architectures, "ROOT", tmp_path)
+    monkeypatch.setattr(architectures, "CHECKED", {"exact": ("a.py",), "exports": ("b.py",)})
+
+    def digest(text, *steps):
+        (tmp_path / "a.py").write_text(text)
+        (tmp_path / "b.py").write_text("y = 2")
+        return architectures._digest(*(steps or ("exact",)))
+
+    plain = digest("def f():\n    return 'x'\nz = 1\n")
+    assert digest('"""Of a."""\ndef f():\n    """Of f."""\n    return "x"  # x\nz = 1\n"""Of z."""') == plain
+    assert digest("def f():\n    return 'y'\nz = 1\n") != plain
+    assert digest("def f():\n    return 'x'\nz = 1\n", "exact", "exports") != plain
+
+
 # ---- all of them --------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from latency_lab.fold import fold_constants
+from latency_lab.gates import masked
 from latency_lab.graph import ChannelGraph
 from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
@@ -87,3 +88,32 @@ def test_channels_that_say_more_than_a_constant_are_no_constants() -> None:
     model.get_layer("first_norm").gamma.assign(np.full(6, 0.5))
     slim = shrink(model, structure)
     assert fold_constants(model, structure, slim) == ()
+
+
+def test_a_branch_that_is_removed_is_listed_where_it_was_added() -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first", padding="same")
+    y = layers.Conv2D(6, 1, name="out")(unit(x, 4, 1, "inner"))
+    x = layers.Add(name="sum")([x, y])
+    model = keras.Model(image, layers.Dense(5, name="head")(layers.Flatten()(x)))
+    graph, structure = silenced(model, set())
+    kept = {**structure.kept, "inner": ()}
+    structure = Structure(kept, structure.sizes, structure.model)
+    slim = shrink(model, structure)
+    assert "out" not in {layer.name for layer in slim.layers}
+    (entry,) = fold_constants(model, structure, slim)
+    assert (entry.layer, entry.channels, entry.largest) == ("sum", 6, None)
+    assert entry.left == "the branch at its operand 1 is removed"
+    assert str(entry) == f"sum: constants of 6 channels NOT folded, unknown size: {entry.left}"
+    assert entry.to_json()["folded"] is False
+
+
+def test_closed_channels_of_a_model_with_masks_are_silent() -> None:
+    model = net()
+    _, structure = silenced(model, {"first"})
+    with_masks = masked(model, structure)
+    slim = shrink(with_masks, structure)
+    assert difference(with_masks, slim) < 1e-4
+    assert fold_constants(with_masks, structure, slim) == ()
+    assert difference(with_masks, slim) < 1e-4

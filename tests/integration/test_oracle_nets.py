@@ -10,6 +10,7 @@ from latency_lab.cost.roofline import charged_bytes
 from latency_lab.cost.terms import Polynomial
 from latency_lab.graph import ChannelGraph
 from latency_lab.profiles import DeviceProfile
+from regularizers import Gamma
 from regularizers.openness import combined, weight_size
 from tests.unit.cost_nets import GAMMA_A
 
@@ -19,7 +20,7 @@ layers = keras.layers
 
 def block(x, filters: int, kernel, name: str, **options):
     x = layers.Conv2D(filters, kernel, padding="same", use_bias=False, name=name, **options)(x)
-    return layers.ReLU()(layers.BatchNormalization()(x))
+    return layers.ReLU()(layers.BatchNormalization(name=f"{name}_norm")(x))
 
 
 def head(*tensors):
@@ -38,11 +39,19 @@ def sums(gammas, threshold: float):
 
 
 @pytest.fixture(scope="module")
-def net_a() -> ChannelGraph:
+def net_a_model():
     image = keras.Input((17, 19, 3))
     both = layers.Concatenate()([block(image, 13, (7, 5), "conv1"), block(image, 23, 1, "conv2")])
     outputs = head(block(both, 29, 3, "conv3", strides=2), block(both, 31, 1, "conv4"))
-    return ChannelGraph.from_model(keras.Model(image, outputs))
+    model = keras.Model(image, outputs)
+    for i, gamma in enumerate(GAMMA_A):
+        model.get_layer(f"conv{i + 1}_norm").gamma.assign(gamma)
+    return model
+
+
+@pytest.fixture(scope="module")
+def net_a(net_a_model) -> ChannelGraph:
+    return ChannelGraph.from_model(net_a_model)
 
 
 def in_order(graph: ChannelGraph, by_name: dict[str, float]) -> np.ndarray:
@@ -80,6 +89,50 @@ def test_net_a(net_a, make, unit, cost_total, loss_total) -> None:
     )
 
 
+def test_net_a_bytes(net_a) -> None:
+    """At each op in turn, as the roofline charges them: the heads are not MorphNet's."""
+    alive, r = sums(GAMMA_A, 0.45)
+    names = ("conv1", "conv2", "conv3", "conv4")
+    alive, r = (in_order(net_a, dict(zip(names, found, strict=True))) for found in (alive, r))
+    bytes_of = Polynomial.of([node.op for node in net_a.nodes], charged_bytes)
+    x_in, x_out = net_a.in_map @ alive + net_a.in_const, net_a.out_map @ alive + net_a.out_const
+    values, slope_in, slope_out = bytes_of(x_in, x_out, np)
+    loss = slope_in * (net_a.in_map @ r) + slope_out * (net_a.out_map @ r)
+    ours = [not node.name.startswith("head") for node in net_a.nodes]
+    assert values[ours].sum() == 355652
+    assert loss[ours].sum() == pytest.approx(312984.78, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "slopes"),
+    [
+        (FlopsCost, [(95012, 95012), (-29120, 29120), (29160, -29160), (-11628, -11628)]),
+        (lambda graph: ParamsCost(graph, weights_only=True), [(212, 212), (-110, 110), (162, -162), (-18, -18)]),
+    ],
+    ids=["flops", "size"],
+)
+def test_net_a_as_gamma_trains_it(net_a_model, make, slopes) -> None:
+    """Alive channels, loss and its gradient over gamma, from the layers of the model that trains."""
+    tf = pytest.importorskip("tensorflow")
+    cost = make(ChannelGraph.from_model(net_a_model))
+    regularizer = Gamma(cost, strength=1.0, threshold=0.45)
+    gated = regularizer.attach(net_a_model)
+    alive = regularizer.alive()
+    assert [int(alive[name].sum()) for name in ("conv1", "conv2", "conv3", "conv4")] == [7, 11, 10, 17]
+    assert all(
+        (alive[f"conv{i + 1}"] == (np.abs(gamma) > 0.45)).all() for i, gamma in enumerate(GAMMA_A)
+    )  # the very channels
+    gammas = [gated.get_layer(f"conv{i}_norm").gamma for i in (1, 2, 3, 4)]
+    with tf.GradientTape() as tape:
+        gated(np.zeros((1, 17, 19, 3), "float32"), training=True)
+        loss = gated.losses[0] * regularizer.initial
+    found = np.array([(g[0], g[-1]) for g in tape.gradient(loss, [gamma.value for gamma in gammas])])
+    price = dict(zip(cost.ops, cost.per_op(regularizer.widths())[1], strict=True))
+    # the heads are not MorphNet's; each charges the channels that it reads
+    heads = np.array([0, 0, price["head0"], price["head1"]])[:, None] * np.sign([(g[0], g[-1]) for g in GAMMA_A])
+    assert found - heads == pytest.approx(np.array(slopes), rel=1e-5)
+
+
 def test_net_b_counts_a_depthwise_op_once() -> None:
     image = keras.Input((17, 19, 3))
     x = layers.BatchNormalization()(layers.Conv2D(4, 1, use_bias=False, name="a")(image))
@@ -87,10 +140,12 @@ def test_net_b_counts_a_depthwise_op_once() -> None:
     x = layers.BatchNormalization()(layers.Conv2D(5, 1, use_bias=False, name="b")(x))
     graph = ChannelGraph.from_model(keras.Model(image, head(x)[0]))
     group = combined([[0.9, 0.1, 0.9, 0.2], [0.2, 0.8, 0.1, 0.3]], "max")
+    assert (group > 0.5).tolist() == [True, True, True, False]
     alive, r = sums([group, np.array([0.6, 0.6, 0.4, 0.4, 0.7])], 0.5)
     assert alive.tolist() == [3, 3]
     flops, size = FlopsCost(graph), ParamsCost(graph, weights_only=True)
     assert flops.per_op(alive)[0][:3] == pytest.approx([5814, 17442, 5814])
+    assert share(flops, flops.per_op(alive)[0], "head0") == pytest.approx(29070)
     assert linearised_per_op(flops, alive, r)[:3] == pytest.approx([5620.2, 33721.2 / 2, 10852.8])
     assert share(flops, linearised_per_op(flops, alive, r), "head0") == pytest.approx(33333.6)
     assert size.per_op(alive)[0][:3] == pytest.approx([9, 27, 9])
@@ -103,14 +158,25 @@ def test_net_b_counts_a_depthwise_op_once() -> None:
 def test_net_b2_follows_a_depth_multiplier() -> None:
     image = keras.Input((17, 19, 3))
     x = layers.Conv2D(3, 1, use_bias=False, name="a")(image)
+    x = layers.BatchNormalization(name="a_norm")(x)
     x = layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, use_bias=False, name="dw")(x)
     x = layers.Conv2D(5, 1, use_bias=False, name="b")(x)
-    graph = ChannelGraph.from_model(keras.Model(image, head(x)[0]))
-    if len(graph.groups) != 2:
-        pytest.skip("channels of a depth multiplier are pinned")
-    cost = FlopsCost(graph)
-    alive, r = np.array([2.0, 5.0]), np.array([1.8, 5.0])
+    x = layers.BatchNormalization(name="b_norm")(x)
+    model = keras.Model(image, head(x)[0])
+    model.get_layer("a_norm").gamma.assign([0.9, 0.1, 0.8])
+    regularizer = Gamma(FlopsCost(ChannelGraph.from_model(model)), strength=1.0, threshold=0.5)
+    regularizer.attach(model)
+    assert regularizer.alive()["a"].tolist() == [True, False, True]
+    graph, cost = regularizer.cost.graph, regularizer.cost
+    after = np.repeat(regularizer.alive()["a"], 2)  # each channel makes two, side by side
+    assert after.tolist() == [True, True, False, False, True, True]
+    assert graph.layer_channels["dw"].out_ids.tolist() == [0, 0, 1, 1, 2, 2]
+    alive, r = regularizer.widths(), np.array([1.8, 5.0])
+    by_op = dict(zip(cost.ops, cost.per_op(alive)[0], strict=True))
+    assert (by_op["dw"], by_op["b"]) == (23256, 12920)
     assert share(cost, cost.per_op(alive)[0], "head0") == pytest.approx(40052)
+    # MorphNet's 31395.6 and 59432 charge the depthwise op for its in slot, which is the same width, once more
+    assert dict(zip(cost.ops, linearised_per_op(cost, alive, r), strict=True))["dw"] == pytest.approx(20930.4)
     assert share(cost, linearised_per_op(cost, alive, r), "head0") == pytest.approx(48966.8)
 
 
@@ -123,9 +189,11 @@ def test_net_c_residual() -> None:
     graph = ChannelGraph.from_model(keras.Model(image, layers.Dense(10, use_bias=False)(x)))
     group = combined([[0.9, 0.1, 0.2, 0.7], [0.1, 0.8, 0.3, 0.2]], "max")
     assert group.tolist() == [0.9, 0.8, 0.3, 0.7]
+    assert (group > 0.5).tolist() == [True, True, False, True]
     alive, r = sums([group, np.array([0.6, 0.4, 0.8, 0.1, 0.2, 0.9])], 0.5)
     flops, size = FlopsCost(graph), ParamsCost(graph, weights_only=True)
     assert flops.per_op(alive)[0].tolist() == [10368, 10368, 10368, 60]
+    assert flops.value(alive) == 31164
     assert linearised_loss(flops, alive, r) == pytest.approx(48783.6)
     assert size.value(alive) == 273
     assert linearised_loss(size, alive, r) == pytest.approx(407.7)
@@ -166,3 +234,54 @@ def test_group_lasso_of_two_dense_layers() -> None:
     cost = FlopsCost(graph)
     assert share(cost, cost.per_op(alive)[0], "head") == 28
     assert share(cost, linearised_per_op(cost, alive, r), "head") == pytest.approx(839.8534, rel=1e-6)
+
+
+# ---- whole networks -----------------------------------------------------------------------------------------------
+
+PEAKS = {"V100": (125000, 900), "P100": (9300, 732), "T4": (8100, 300)}
+
+
+def resnet20():
+    """CIFAR's ResNet-20: three stages of three blocks, 16, 32 and 64 channels, 1x1 convs for shortcuts that change."""
+    image = keras.Input((32, 32, 3))
+    x, count = block(image, 16, 3, "stem"), 0
+    for stage, filters in enumerate((16, 32, 64)):
+        for first in (True, False, False):
+            stride, count = 2 if first and stage else 1, count + 1
+            y = block(x, filters, 3, f"a{count}", strides=stride)
+            y = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"b{count}")(y)
+            y = layers.BatchNormalization()(y)
+            if first and stage:
+                x = layers.Conv2D(filters, 1, strides=2, use_bias=False, name=f"shortcut{stage}")(x)
+                x = layers.BatchNormalization()(x)
+            x = layers.ReLU()(layers.Add()([x, y]))
+    return keras.Model(image, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+def of_applications(name: str):
+    return getattr(keras.applications, name)(weights=None, input_shape=(224, 224, 3))
+
+
+def roofline_ns(graph: ChannelGraph, name: str) -> float:
+    peak, bandwidth = PEAKS[name]
+    return LatencyCost(graph, DeviceProfile.analytic(name, peak_gflops=peak, bandwidth_gb_s=bandwidth)).at() * 1e6
+
+
+@pytest.mark.parametrize(
+    ("name", "flops", "weights", "nanoseconds"),
+    [
+        ("ResNet20", 81626368, 270896, {"V100": 7644.13}),
+        ("ResNet50", 7715946500, 25502912, {"V100": 455133.094, "P100": 1145882.12, "T4": 1775820}),
+        ("VGG16", 30940528640, 138344128, {"V100": 941211.812, "P100": 4124326.5, "T4": 5823231}),
+        ("MobileNetV2", 601548544, 3469760, {}),  # no latency: MorphNet's bytes of depthwise convs are wrong
+        ("InceptionV3", 5675842560, 23799136, {"V100": 254516.969, "P100": 742085.312, "T4": 1117628.75}),
+        ("DenseNet121", 5668323330, 7894208, {}),
+        ("Xception", 9105756160, 22800424, {}),
+    ],
+)
+def test_whole_networks(name: str, flops: int, weights: int, nanoseconds: dict[str, float]) -> None:
+    graph = ChannelGraph.from_model(resnet20() if name == "ResNet20" else of_applications(name))
+    assert FlopsCost(graph).at() == pytest.approx(flops, rel=1e-4)
+    assert ParamsCost(graph, weights_only=True).at() == weights
+    for device, expected in nanoseconds.items():
+        assert roofline_ns(graph, device) == pytest.approx(expected, rel=1e-4)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from latency_lab.cost import FlopsCost, LatencyCost, ParamsCost, linearised_loss
+from latency_lab.cost import ActivationMemoryCost, FlopsCost, LatencyCost, ParamsCost, linearised_loss, worst_of
 from latency_lab.errors import BudgetError, StructureError, UnsupportedModelError, UsageError
 from latency_lab.gates import masked
 from latency_lab.graph import ChannelGraph
@@ -77,10 +77,10 @@ def test_attach_copies_and_changes_nothing_yet(regularizer) -> None:
 def test_no_weight_is_tracked_twice(regularizer) -> None:
     model = network()
     gated = regularizer(flops(model), strength=1.0).attach(model)
-    extra = 2 if regularizer is LogisticSigmoid else 1  # logits, strength
+    extra = 3 if regularizer is LogisticSigmoid else 2  # logits, strength, state of the control
     seeds = [v for v in gated.variables if "seed" in v.path]
     assert len(gated.variables) - len(seeds) == len(model.variables) + extra
-    assert not gated.get_layer("penalty").strength.trainable
+    assert not gated.get_layer("penalty").trainable_variables
 
 
 def test_outputs_keep_their_nesting() -> None:
@@ -161,6 +161,83 @@ def test_group_lasso_has_a_finite_slope_where_weights_are_zero() -> None:
     assert all(np.isfinite(g).all() for g in gradients if g is not None)
 
 
+def pure_loss(regularizer, gated, cost) -> float:
+    """What is charged, from the numbers in the model's layers, in float64: the equation of each class."""
+    groups = np.repeat(np.arange(2), [16, 32])
+
+    def total(r: np.ndarray) -> np.ndarray:
+        return np.bincount(groups, r)
+
+    if regularizer is LogisticSigmoid:
+        raw = np.asarray(gated.get_layer("gates").raw, float)
+        return cost.value(total(1 / (1 + np.exp(-(2.5 + 30 * raw))))) / cost.value(None)
+    if regularizer is Gamma:
+        norms = [layer for layer in gated.layers if isinstance(layer, layers.BatchNormalization)]
+        r = [np.abs(np.asarray(norm.gamma, float)) for norm in norms]
+    else:
+        kernels = [np.asarray(gated.get_layer(name).kernel, float) for name in ("a", "b", "dw", "c")]
+        r = [np.sqrt((k**2).mean((0, 1) if k.shape[-1] == 1 else (0, 1, 2))).reshape(-1) for k in kernels]
+    both = np.concatenate([np.max(r[:3], axis=0), r[3]])
+    return linearised_loss(cost, total(1.0 * (both > 1e-2)), total(both)) / cost.value(None)
+
+
+COSTS = {
+    "latency": latency,
+    "flops": flops,
+    "parameters": lambda model: ParamsCost(ChannelGraph.from_model(model)),
+    "memory": lambda model: ActivationMemoryCost(ChannelGraph.from_model(model)),
+    "sum": lambda model: latency(model) + 1e-6 * flops(model),
+    "worst": lambda model: worst_of(latency(model), 0.9 * latency(model)),
+}
+
+
+@ALL
+@pytest.mark.parametrize("name", COSTS)
+def test_any_cost_is_charged_with_its_slope_by_any_regularizer(regularizer, name) -> None:
+    tf = pytest.importorskip("tensorflow")
+    model = network(norm=regularizer is not GroupLasso)
+    cost, rng = COSTS[name](model), np.random.default_rng(0)
+    gated = regularizer(cost, strength=1.0).attach(model)
+    for variable in gated.trainable_variables:
+        scale = 0.05 if "logits" in variable.path else 0.5
+        variable.assign(rng.normal(scale=scale, size=variable.shape))
+    with tf.GradientTape() as tape:
+        gated(np.zeros((1, 8, 8, 1), "float32"), training=True)
+        loss = gated.losses[0]
+    slopes = tape.gradient(loss, [variable.value for variable in gated.trainable_variables])
+    assert float(loss) == pytest.approx(pure_loss(regularizer, gated, cost), rel=1e-5)
+    charged = 0
+    for variable, slope in zip(gated.trainable_variables, slopes, strict=True):
+        if slope is None:
+            continue
+        charged += 1
+        start, step = np.asarray(variable), np.sign(slope.numpy()) * 3e-5
+        ends = []
+        for sign in (1, -1):
+            variable.assign(start + sign * step)
+            ends.append(pure_loss(regularizer, gated, cost))
+        variable.assign(start)
+        assert np.isfinite(slope.numpy()).all()
+        assert np.sum(slope.numpy() * step) == pytest.approx((ends[0] - ends[1]) / 2, rel=0.02)
+    assert charged == {LogisticSigmoid: 1, Gamma: 4, GroupLasso: 4}[regularizer]
+
+
+@ALL
+def test_one_cost_may_be_paid_for_and_another_hold_the_budget(regularizer) -> None:
+    model = network(norm=regularizer is not GroupLasso)
+    graph = ChannelGraph.from_model(model)
+    read, paid = LatencyCost(graph, StepProfile()), FlopsCost(graph)
+    learner = regularizer(read, target_ms=0.5 * read.at(), paid=paid)
+    gated = learner.attach(model)
+    alone = regularizer(paid, target=0.5).attach(model)
+    assert charged(gated) == pytest.approx(charged(alone), rel=1e-6)
+    structure = learner.structure()
+    assert read.at(structure.widths(graph)) <= 0.5 * read.at()
+    assert structure.provenance["unit"] == "ms"
+    assert structure.provenance["paid_unit"] == "FLOPs"
+    assert learner.log_name == "latency_ms"
+
+
 @ALL
 def test_nothing_is_charged_at_inference(regularizer) -> None:
     model = network()
@@ -182,6 +259,10 @@ def test_exactly_one_of_strength_and_budgets(regularizer) -> None:
         regularizer(cost, target_ms=3.0)
     with pytest.raises(UsageError, match="share in"):
         regularizer(cost, target=50)
+    with pytest.raises(UsageError, match="a number or 'auto'"):
+        regularizer(cost, strength="high")
+    with pytest.raises(UsageError, match="exactly one"):
+        regularizer(cost, strength="auto", target=0.5, target_ms=3.0)
     with pytest.raises(BudgetError, match="2 channels in the 2 groups"):
         regularizer(cost, target=1e-4)
 
@@ -189,6 +270,8 @@ def test_exactly_one_of_strength_and_budgets(regularizer) -> None:
 @ALL
 def test_another_model_is_refused(regularizer) -> None:
     other = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(3, 3, name="a"), layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(StructureError, match="`paid` was made for another model"):
+        regularizer(flops(network()), strength=1.0, paid=flops(other))
     with pytest.raises(StructureError, match="another model"):
         regularizer(flops(network()), strength=1.0).attach(other)
 

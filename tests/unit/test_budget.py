@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from latency_lab import budget
 from latency_lab.cost import FlopsCost, LatencyCost
-from latency_lab.errors import BudgetError
+from latency_lab.errors import BudgetError, UsageError
 from tests.unit.cost_nets import StepProfile, residual_net
 
 GRAPH = residual_net()
@@ -65,6 +67,23 @@ def test_a_budget_out_of_reach_is_refused_with_what_can_be_reached() -> None:
         budget.fit(FLOPS, openness(), 0.9 * lowest)
     with pytest.raises(BudgetError, match="2 channels in the 2 groups"):
         budget.uniform_widths(STEPS, 1e-9)
+
+
+@pytest.mark.parametrize("cost", [STEPS, FLOPS], ids=["steps", "flops"])
+def test_the_lowest_target_in_the_refusal_can_be_reached(cost) -> None:
+    with pytest.raises(BudgetError) as refusal:
+        budget.check_reachable(cost, 1e-9)
+    value, share = re.search(r"target to (\S+) \S+ or more \(a share of (\S+)\)", str(refusal.value)).groups()
+    for target in (float(value), budget.limit(cost, float(share), None)):
+        budget.check_reachable(cost, target)
+        with pytest.raises(BudgetError):
+            budget.check_reachable(cost, 0.99 * target)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan")])
+def test_a_budget_is_above_zero(wrong: float) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        budget.limit(STEPS, None, wrong)
 
 
 def test_snap_raises_to_an_edge_that_is_free_and_drops_to_one_that_saves() -> None:

@@ -127,6 +127,61 @@ def test_a_structure_over_the_target_exits_1(here, capsys):
     assert main([*words, "0.5"]) == 0
 
 
+@pytest.fixture
+def silent(here):
+    """A model of two convolutions behind batch norms, "near" of which could be made up for, "far" not; two channels of
+    each are closed and say a constant."""
+    keras.utils.set_random_seed(0)
+    x = y = keras.Input((8, 8, 3))
+    for name, reader, size in (("first", "near", 1), ("second", "far", 3)):
+        y = layers.BatchNormalization(name=f"{name}_norm")(layers.Conv2D(6, 3, name=name)(y))
+        y = layers.Conv2D(4, size, padding="same", name=reader)(layers.ReLU()(y))
+    model = keras.Model(x, layers.Dense(4, name="head")(layers.Flatten()(y)))
+    for name in ("first_norm", "second_norm"):
+        model.get_layer(name).gamma.assign([0, 0, 1, 1, 1, 1])
+        model.get_layer(name).beta.assign([1, 2, 1, 1, 1, 1])
+    model.save("silent.keras")
+    graph = ll.ChannelGraph.from_model(model)
+    kept = {group.name: range(2 if group.name in {"first", "second"} else 0, group.size) for group in graph.groups}
+    ll.Structure(
+        {name: tuple(channels) for name, channels in kept.items()},
+        {group.name: group.size for group in graph.groups},
+        graph.digest,
+    ).save("silent.json")
+    return model
+
+
+def test_constants_of_closed_channels_are_folded_and_those_that_are_not_are_said(silent, capsys):
+    assert main(["shrink", "silent.keras", "silent.json", "-o", "plain.keras"]) == 0
+    assert "fold: " not in capsys.readouterr().out
+    assert main(["shrink", "silent.keras", "silent.json", "-o", "folded.keras", "--fold"]) == 0
+    near, far = (line for line in capsys.readouterr().out.splitlines() if line.startswith("fold: "))
+    kernel = silent.get_layer("near").kernel.numpy()[0, 0]
+    moved = kernel[0] + 2 * kernel[1]
+    assert near == f"fold: near: constants of 2 channels folded, biases moved by up to {abs(moved).max():.3g}"
+    assert far == "fold: far: constants of 2 channels NOT folded, up to 2: its window reaches over the border"
+    before, after = (loaded(name).get_layer("near").bias.numpy() for name in ("plain.keras", "folded.keras"))
+    assert after - before == pytest.approx(moved, rel=1e-5)
+
+
+def test_what_was_folded_as_json(silent, capsys):
+    words = ["shrink", "silent.keras", "silent.json", "--dry-run", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["folded"] is None
+    assert main([*words, "--fold"]) == 0
+    near, far = json.loads(capsys.readouterr().out)["folded"]
+    assert (near["layer"], near["channels"], near["folded"], near["left"]) == ("near", 2, True, None)
+    assert near["largest"] > 0
+    assert far == {
+        "layer": "far", "channels": 2, "folded": False, "left": "its window reaches over the border", "largest": 2.0
+    }  # fmt: skip
+
+
+def test_nothing_to_fold_is_said(here, capsys):
+    assert main(["shrink", "seed.keras", "half.json", "--dry-run", "--fold"]) == 0
+    assert "fold: no closed channel is known to say a constant\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

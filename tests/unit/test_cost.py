@@ -148,15 +148,44 @@ def test_costs_add_and_scale() -> None:
     assert both.unit == "ms + 1e-06 FLOPs"
 
 
-def test_worst_of_is_the_larger_with_its_gradient() -> None:
+def test_costs_sum() -> None:
+    found = costs()
+    widths = np.array([13.0, 21.0])
+    assert sum([found["flops"], found["flops"]]).at(widths) == 2 * found["flops"].at(widths)
+
+
+def test_worst_of_is_exact_in_reports_and_smooth_in_training() -> None:
     graph = residual_net()
     slow, fast = LatencyCost(graph, StepProfile(CORRECTION)), LatencyCost(graph, StepProfile())
     for first, second in ((slow, fast), (fast, slow)):
         worst = worst_of(first, second)
         assert worst.at() == max(slow.at(), fast.at())
-        assert worst.value([13.0, 21.0]) == max(c.value([13.0, 21.0]) for c in (slow, fast))
-        leader = max((slow, fast), key=lambda c: c.value([13.0, 21.0]))
-        assert worst.gradient([13.0, 21.0]).tolist() == leader.gradient([13.0, 21.0]).tolist()
+        parts = np.array([c.value([13.0, 21.0]) for c in (slow, fast)])
+        assert worst.value([13.0, 21.0]) == pytest.approx((parts**16).sum() ** (1 / 16), rel=1e-12)
+        assert parts.max() < worst.value([13.0, 21.0]) < 2 ** (1 / 16) * parts.max()
+    assert worst_of(slow).value([13.0, 21.0]) == pytest.approx(slow.value([13.0, 21.0]), rel=1e-12)
+
+
+def test_the_slope_of_a_worst_leans_to_the_worse() -> None:
+    graph = residual_net()
+    flops, params = FlopsCost(graph), ParamsCost(graph)
+    widths, step = np.array([13.3, 21.7]), 1e-4
+    for scale, other in ((0.1, flops), (1.0, None), (3.0, params)):
+        balance = scale * flops.value(widths) / params.value(widths)
+        worst = worst_of(flops, Cost(graph, "FLOPs", (balance * params).formula))
+        found = [(worst.value(widths + step * e) - worst.value(widths - step * e)) / (2 * step) for e in np.eye(2)]
+        assert worst.gradient(widths) == pytest.approx(np.array(found), rel=1e-6)
+        if other is not None:  # one is far worse: its slope alone
+            factor = balance if other is params else 1.0
+            assert worst.gradient(widths) == pytest.approx(factor * other.gradient(widths), rel=1e-6)
+
+
+def test_worst_of_has_the_unit_that_its_scaled_costs_share() -> None:
+    graph = residual_net()
+    phone, board = LatencyCost(graph, StepProfile()), LatencyCost(graph, StepProfile(CORRECTION))
+    assert worst_of(0.5 * phone, board).unit == "ms"
+    with pytest.raises(UsageError, match="one unit"):
+        worst_of(FlopsCost(graph), phone + 1e-6 * FlopsCost(graph))
 
 
 def test_costs_of_other_models_or_units_do_not_combine() -> None:

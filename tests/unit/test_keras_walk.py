@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +17,7 @@ from keras import layers
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.gates import masked
 from latency_lab.graph import ChannelGraph
-from latency_lab.graph.keras_walk import copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.graph.keras_walk import copy_weights, fresh_inputs, rebuild, room_for, wiring
 from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
 
@@ -194,3 +198,45 @@ def test_weights_go_to_the_layers_of_the_same_name() -> None:
     for layer in model.layers:
         for a, b in zip(layer.get_weights(), other.get_layer(layer.name).get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+# ---- depth ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limit() -> Iterator[int]:
+    """A low limit of Python calls, so that few layers reach it."""
+    before = sys.getrecursionlimit()
+    limit = len(inspect.stack(0)) + 280
+    sys.setrecursionlimit(limit)
+    yield limit
+    sys.setrecursionlimit(before)
+
+
+def test_a_model_is_masked_that_its_masks_make_deeper_than_python_calls_may_be(limit: int, tmp_path: Path) -> None:
+    x = start = keras.Input((2,))
+    for k in range(160):
+        x = layers.Dense(2, bias_initializer="random_normal", name=f"dense_{k}")(x)
+    model = keras.Model(start, layers.Dense(3, name="head")(x))
+    graph = ChannelGraph.from_model(model)
+    structure = Structure.from_mask(graph, np.tile([1.0, 0.0], len(graph.groups)))
+    narrowed = masked(model, structure)
+    assert len(narrowed.layers) > 280
+    with pytest.raises(RecursionError):
+        keras.Model(narrowed.inputs, narrowed.outputs)
+    slim = shrink(model, structure)
+    assert sys.getrecursionlimit() == limit
+    slim.save(tmp_path / "slim.keras")
+    alone = keras.saving.load_model(tmp_path / "slim.keras", compile=False)
+    data = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
+    for other in (slim, alone):
+        np.testing.assert_allclose(other(data), narrowed(data), atol=1e-5)
+    assert [group.size for group in ChannelGraph.from_model(narrowed).groups] == [2] * len(graph.groups)
+
+
+def test_room_for_calls_is_taken_back_when_keras_fails() -> None:
+    before = sys.getrecursionlimit()
+    with pytest.raises(ValueError, match="no"), room_for(100):
+        assert sys.getrecursionlimit() >= before + 100
+        raise ValueError("no")
+    assert sys.getrecursionlimit() == before

@@ -210,6 +210,24 @@ def test_roofline_tie_goes_to_the_arithmetic() -> None:
     assert slope_in[0] == pytest.approx(value[0])  # 2*out/peak; the bytes' slope would be 8/12 of it
 
 
+def test_transposed_conv() -> None:
+    op = OpConfig("conv2d_transpose", 1, 11, 13, 17, 29, (7, 5), (2, 2), "same")
+    assert (op.output_height, op.output_width) == (22, 26)
+    assert cost_of(flops, op, (17, 29)) == 4934930  # at each input position
+    assert cost_of(charged_bytes, op, (17, 29)) == 145096
+    assert kernel_weights(op) == 7 * 5 * 17 * 29
+
+
+def test_grouped_and_3d_convs_are_counted_as_they_are() -> None:
+    # no rows: MorphNet counts a grouped conv dense, and the bytes of a 3-d one in two dimensions
+    grouped = OpConfig("conv2d", 1, 8, 8, 16, 32, (3, 3), padding="same", groups=4)
+    assert flops(grouped) == 2 * 64 * 9 * (16 // 4) * 32
+    assert charged_bytes(grouped) == 4 * (64 * 16 + 9 * (16 // 4) * 32 + 64 * 32)
+    solid = OpConfig("conv3d", 1, 4, 5, 3, 7, (3, 3), padding="same", depth=6, kernel_depth=3)
+    assert flops(solid) == 2 * 120 * 27 * 3 * 7
+    assert charged_bytes(solid) == 4 * (120 * 3 + 27 * 3 * 7 + 120 * 7)
+
+
 def test_dense() -> None:
     op, batched = OpConfig("dense", in_channels=17, out_channels=19), OpConfig("dense", batch=32)
     assert cost_of(flops, op, (17, 19)) == 646

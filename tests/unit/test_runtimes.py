@@ -211,3 +211,49 @@ def test_onnxruntime_merges_other_operations_in_8_bit():
     before, on_loading = runtime.fusions("int8")
     assert {"add+relu", "conv2d+relu6", "pad+conv2d"} <= before
     assert "conv2d+add" not in before | on_loading
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("onnxruntime:cuda", "onnxruntime:CUDAExecutionProvider"),
+        ("onnxruntime:WebGpuExecutionProvider", "onnxruntime:WebGpuExecutionProvider"),
+        ("onnxruntime:openvino,device_type=GPU", "onnxruntime:OpenVINOExecutionProvider,device_type=GPU"),
+        ("onnxruntime:OwnExecutionProvider", "onnxruntime:OwnExecutionProvider"),
+        ("onnxruntime:cpu", "onnxruntime"),
+        ("litert:GPU,enforce_f32=1", "litert:gpu,enforce_f32=1"),
+        ("litert:npu", "litert:npu"),
+        ("litert:edgetpu", "litert:edgetpu"),
+        ("litert:/opt/Delegate.so", "litert:/opt/Delegate.so"),
+        ("litert:cpu", "litert"),
+    ],
+)
+def test_a_runtime_s_device_is_part_of_its_name(given, name):
+    runtime = runtimes.get(given)
+    assert runtime.name == name
+    assert runtimes.get(name) == runtime
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("onnxruntime:cudaa", r"Expected cpu, .*openvino.* Received: 'cudaa'. Did you mean 'onnxruntime:cuda'\?"),
+        ("onnxruntime:cuda,fast", "runtime=onnxruntime:cuda,fast. Invalid option .*name=value. Received: 'fast'"),
+        ("litert:gpus", r"cpu, gpu, npu, edgetpu or .*Received: runtime='litert:gpus'. Did you mean 'litert:gpu'"),
+        ("litert:gpu,", "Invalid option"),
+        ("litert:tpu9", "Received: runtime='litert:tpu9'"),
+    ],
+)
+def test_what_is_no_device_of_a_runtime_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        runtimes.get(given)
+
+
+def test_other_providers_time_the_call_and_take_no_8_bit_operations():
+    cpu, cuda = runtimes.get("onnxruntime"), runtimes.get("onnxruntime:cuda")
+    assert (cpu.times_kernels, cuda.times_kernels) == (True, False)
+    assert cuda.reason_unsupported(CONV) is None
+    assert "built for the CPU" in cuda.reason_unsupported(image("conv2d", dtype="int8"))
+    reorder = OpConfig("reorder_input", height=8, width=8, in_channels=8, out_channels=8)
+    assert cpu.reason_unsupported(reorder) is None
+    assert "only the CPU" in cuda.reason_unsupported(reorder)

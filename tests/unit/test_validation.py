@@ -1,9 +1,8 @@
 import pytest
 
-from latency_lab import validation
 from latency_lab.errors import UnmeasuredError, UsageError
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import Protocol, WorkerDiedError
+from latency_lab.profiling import Protocol, WorkerDiedError, devices
 from latency_lab.validation import Validation, compare, measure, validate
 
 
@@ -38,7 +37,7 @@ class FakeWorker:
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch):
-    monkeypatch.setattr(validation, "LocalWorker", FakeWorker)
+    monkeypatch.setattr(devices, "LocalWorker", FakeWorker)
     FakeWorker.started, FakeWorker.asked = 0, []
 
 

@@ -214,3 +214,99 @@ def test_worker_file_is_python_3_9_and_needs_nothing_but_numpy_and_a_runtime():
         "onnxruntime",
         "tensorflow",
     }
+
+
+# ---- devices --------------------------------------------------------------------------------------------------------
+
+
+def kernel(index, name, inputs, outputs):
+    return {"index": index, "op_name": name, "inputs": np.array(inputs), "outputs": np.array(outputs)}
+
+
+CHAIN = [
+    kernel(0, "CONV_2D", [0, 1, -1], [2]),
+    kernel(1, "SPLIT", [2], [3, 4]),
+    kernel(2, "SOFTMAX", [3], [5]),
+    kernel(3, "ADD", [5, 4], [6]),
+]
+
+
+@pytest.mark.parametrize(
+    ("delegates", "left"),
+    [
+        ([], ["CONV_2D", "SPLIT", "SOFTMAX", "ADD"]),
+        ([kernel(4, "DELEGATE", [0, 1], [6])], []),
+        ([kernel(4, "DELEGATE", [0, 1], [3, 4]), kernel(5, "DELEGATE", [5, 4], [6])], ["SOFTMAX"]),
+        ([kernel(4, "TfLiteXNNPackDelegate", [0, 1], [2])], ["SPLIT", "SOFTMAX", "ADD"]),
+    ],
+)
+def test_what_no_delegate_took_is_found_from_the_outputs_back(delegates, left):
+    assert worker.undelegated([*CHAIN, *delegates], [6]) == left
+
+
+def test_what_no_output_needs_is_not_run():
+    assert worker.undelegated(CHAIN, [5]) == ["CONV_2D", "SPLIT", "SOFTMAX"]
+
+
+def test_kernels_of_another_provider_are_named_with_it():
+    def event(name, op, provider):
+        return {"name": name, "args": {"op_name": op, "provider": provider}}
+
+    events = [
+        event("a_kernel_time", "Conv", "CUDAExecutionProvider"),
+        event("b_kernel_time", "LRN", "CPUExecutionProvider"),
+        {"name": "model_run", "args": {}},
+    ]
+    assert worker.kernels_elsewhere(json.dumps(events), "CUDAExecutionProvider") == ["LRN (CPUExecutionProvider)"]
+    with pytest.raises(RuntimeError, match=r"not all of it runs on CUDA; elsewhere: LRN, Slice$"):
+        worker.none_elsewhere("CUDA", ["Slice", "LRN", "LRN"])
+    worker.none_elsewhere("CUDA", [])
+
+
+def test_a_device_settles_until_a_run_is_no_faster(monkeypatch):
+    clock, runs = FakeClock(), []
+    monkeypatch.setattr(worker.time, "perf_counter", clock.wall)
+
+    def run(seconds):
+        runs.append(seconds)
+        clock.now += seconds
+
+    times = iter([9.0, 2.0, 1.0, 1.0, 1.0])
+    worker.settle(lambda: run(next(times)))
+    assert runs == [9.0, 2.0, 1.0, 1.0]
+    times = iter(range(30, 0, -1))
+    worker.settle(lambda: run(float(next(times))))
+    assert runs[4:] == list(range(30, 20, -1))
+
+
+def test_a_device_s_name_and_options_are_told_apart_and_put_together_again():
+    text = "gpu,enforce_f32=1,path=a=b"
+    name, options = worker.device_and_options(text)
+    assert (name, options) == ("gpu", {"enforce_f32": "1", "path": "a=b"})
+    assert worker.device_name(name, options) == text
+    with pytest.raises(ValueError, match="Expected name=value. Received: 'fast'"):
+        worker.device_and_options("gpu,fast")
+
+
+@pytest.mark.parametrize(
+    ("given", "provider"),
+    [
+        ("cuda", "CUDAExecutionProvider"),
+        ("WebGPUExecutionProvider", "WebGpuExecutionProvider"),
+        ("OpenVINO", "OpenVINOExecutionProvider"),
+        ("cpu", "CPUExecutionProvider"),
+        ("OwnExecutionProvider", "OwnExecutionProvider"),
+    ],
+)
+def test_providers_have_short_names(given, provider):
+    assert worker.provider_of(given) == provider
+
+
+def test_loaders_on_devices():
+    on = worker.LOADERS["litert"].on
+    assert on("CPU") is worker.LiteRtModel
+    assert (on("edgetpu").delegate, on("edgetpu").one_thread) == (worker.EDGE_TPU, False)
+    assert on("/opt/own.so,a=1").options == {"a": "1"}
+    assert (on("GPU").device, on("npu").device) == ("gpu", "npu")
+    assert worker.LOADERS["onnxruntime"].on("cpu") is worker.OnnxRuntimeModel
+    assert worker.LOADERS["onnxruntime"].on("cuda,device_id=1").options == {"device_id": "1"}

@@ -1,0 +1,143 @@
+"""Arm Ethos-U NPUs by Vela, the compiler: int8 TFLite files, of which `vela_worker` gives the compiler's estimate.
+
+An operation alone reads from and writes to wherever the network's own inputs and outputs are, which on an NPU with a
+small memory of its own is the large, slow one: a sum over lone operations came to 3 to 4 times what the compiler says
+of the network on Ethos-U65 and U85. So a lone operation is compiled between 1x1 convolutions, as networks have them,
+and its own rows of the compiler's table alone count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from latency_lab.errors import UsageError
+from latency_lab.ops import Network, OpConfig
+from latency_lab.runtimes import base
+from latency_lab.runtimes.litert import LiteRT
+from latency_lab.runtimes.vela_worker import DEFAULT, Target, context_mark
+
+_LITERT = LiteRT()
+_MOST_IMAGE_CHANNELS = 4
+"""A tensor of so few channels is a network's own input: nothing comes before it."""
+_CONTEXT_SHARE, _CONTEXT_CHANNELS = 4, (8, 64)
+"""What is before and after has a fourth of the channels, within these limits."""
+_LUTS = ("hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "tanh")
+"""Activations that are one look-up, which the NPU does on the way out of a convolution."""
+
+
+@dataclass(frozen=True)
+class Vela:
+    """Builds .tflite files for Vela, int8 alone.
+
+    Attributes:
+        target: "" (Vela's default, ethos-u55-256) or ACCELERATOR[:SYSTEM_CONFIG[:MEMORY_MODE]].
+
+    Example:
+        >>> from latency_lab import runtimes
+        >>> runtimes.get("vela:ethos-u55-128").name
+        'vela:ethos-u55-128'
+    """
+
+    target: str = ""
+    suffix = ".tflite"
+    times_kernels = True
+
+    def on(self, target: str) -> Vela:
+        """The same for another target; "" is Vela's default.
+
+        Raises:
+            UsageError: there is no such accelerator.
+        """
+        try:
+            Target.of(target or DEFAULT)
+        except ValueError as error:
+            raise UsageError(f"Invalid value for argument `runtime`. {error}") from None
+        return dataclasses.replace(self, target=target)
+
+    @property
+    def name(self) -> str:
+        """ "vela", or "vela:" and the target."""
+        return f"vela:{self.target}" if self.target else "vela"
+
+    @property
+    def conversion_fusions(self) -> frozenset[str]:
+        """What the TFLite converter merges."""
+        return _LITERT.conversion_fusions
+
+    @property
+    def expected_fusions(self) -> frozenset[str]:
+        """Look-ups in the convolution that makes their operand."""
+        return frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS)
+
+    def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
+        """Merges by the converter and by Vela.
+
+        Raises:
+            UsageError: the precision is not "int8".
+        """
+        if precision != "int8":
+            raise UsageError(f"{self.name} runs int8 networks alone: ask for precision int8. Received: {precision!r}")
+        return self.conversion_fusions, self.expected_fusions
+
+    def build(self, network: Network) -> bytes:
+        """Bytes of a .tflite file: of a network as it is, of a lone operation in its context, which the file names.
+
+        Raises:
+            UnsupportedOpError: an operation cannot be built.
+            MissingRuntimeError: ai-edge-litert is not installed.
+        """
+        base.check(self, network)
+        if len(network.nodes) > 1:
+            return _LITERT.build(network)
+        wrapped, before, after = in_context(network.nodes[0][0])
+        return _LITERT.build(wrapped) + context_mark(before, after)
+
+    def reason_unsupported(self, op: OpConfig) -> str | None:
+        """None if the operation can be built, else why not, in a sentence."""
+        if op.dtype != "int8":
+            return f"Ethos-U runs int8 networks alone (--precision int8), this is {op.dtype}."
+        return _LITERT.reason_unsupported(op)
+
+
+def in_context(op: OpConfig) -> tuple[Network, int, int]:
+    """The operation between convolutions, and how many of these are before and after it.
+
+    Vectors, images of at most 4 channels and floats have none: such are a network's input or small.
+
+    Example:
+        >>> image = {"height": 8, "width": 8, "in_channels": 16, "out_channels": 16}
+        >>> network, before, after = in_context(OpConfig("add", **image, operands=2, dtype="int8"))
+        >>> [op.kind for op, _ in network.nodes], before, after
+        (['conv2d', 'conv2d', 'add', 'conv2d'], 2, 1)
+    """
+    shapes = base.tensor_shapes(Network.of(op))
+    nodes: list[tuple[OpConfig, tuple[int, ...]]] = []
+    sources: list[int] = []
+    for k, shape in enumerate(shapes.inputs):
+        if op.kind == "quantize" or not _has_neighbour(shape):
+            sources.append(-1 - k)
+            continue
+        sources.append(len(nodes))
+        nodes.append((_pointwise(shape, _context_channels(shape), shape[-1]), (-1 - k,)))
+    before = len(nodes)
+    nodes.append((op, tuple(sources)))
+    output = shapes.outputs[-1]
+    after = op.kind != "dequantize" and _has_neighbour(output)
+    if after:
+        nodes.append((_pointwise(output, output[-1], _context_channels(output)), (before,)))
+    return Network(tuple(nodes)), before, int(after)
+
+
+def _has_neighbour(shape: base.Shape) -> bool:
+    return len(shape) == 4 and shape[-1] > _MOST_IMAGE_CHANNELS
+
+
+def _context_channels(shape: base.Shape) -> int:
+    low, high = _CONTEXT_CHANNELS
+    return min(max(shape[-1] // _CONTEXT_SHARE, low), high)
+
+
+def _pointwise(shape: base.Shape, in_channels: int, out_channels: int) -> OpConfig:
+    batch, height, width, _ = shape
+    return OpConfig("conv2d", batch, height, width, in_channels, out_channels, dtype="int8", use_bias=True)

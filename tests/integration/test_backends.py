@@ -1,0 +1,394 @@
+"""The regularizers on the backend that KERAS_BACKEND names: TensorFlow here, JAX and PyTorch under scripts/test --full.
+
+What needs a process of its own (loading where nothing was trained, two devices, another backend) is a function of this
+file that such a process calls; it returns JSON values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from latency_lab.cost import FlopsCost, LatencyCost, linearised_loss
+from latency_lab.errors import UsageError
+from latency_lab.gates import Gates, masked
+from latency_lab.graph import ChannelGraph
+from latency_lab.shrink import shrink
+from latency_lab.structure import Structure
+from regularizers import Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
+from tests.unit.cost_nets import StepProfile
+
+ROOT = Path(__file__).parents[2]
+BACKEND = keras.backend.backend()
+REGULARIZERS = {kind.__name__: kind for kind in (LogisticSigmoid, Gamma, GroupLasso)}
+OTHERS = {"jax": ROOT / ".venv-jax/bin/python", "torch": ROOT / ".venv-torch/bin/python"}
+on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's own")
+
+
+def network(norm: bool = True) -> Any:
+    """conv a, conv b + a (residual), depthwise, conv c, dense head."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 1), name="image")
+
+    def finish(x: Any, name: str) -> Any:
+        return layers.ReLU(name=f"{name}_relu")(layers.BatchNormalization(name=f"{name}_norm")(x) if norm else x)
+
+    x = finish(layers.Conv2D(16, 3, padding="same", use_bias=not norm, name="a")(image), "a")
+    y = layers.Conv2D(16, 3, padding="same", use_bias=not norm, name="b")(x)
+    y = layers.BatchNormalization(name="b_norm")(y) if norm else y
+    x = layers.ReLU(name="add_relu")(layers.Add(name="add")([x, y]))
+    x = finish(layers.DepthwiseConv2D(3, strides=2, padding="same", use_bias=not norm, name="dw")(x), "dw")
+    x = finish(layers.Conv2D(32, 1, use_bias=not norm, name="c")(x), "c")
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, layers.Dense(4, name="head")(x), name="net")
+
+
+def data(count: int = 512) -> tuple[Any, Any]:
+    """Noisy stripes in one of four directions."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:8, :8]
+    stripes = np.stack([np.sin(1.6 * (a * x + b * y)) for a, b in ((1, 0), (0, 1), (1, 1), (1, -1))])
+    labels = rng.integers(4, size=count)
+    return (stripes[labels] + rng.normal(0, 1, (count, 8, 8)))[..., None].astype("float32"), labels.astype("int32")
+
+
+def flops(model: Any) -> FlopsCost:
+    return FlopsCost(ChannelGraph.from_model(model))
+
+
+def compiled(model: Any, optimizer: Any) -> Any:
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def outputs(model: Any, images: Any, **kwargs: Any) -> Any:
+    return keras.ops.convert_to_numpy(keras.ops.cast(model(images, **kwargs), "float32"))
+
+
+def learner_of(kind: str, cost: Any) -> Any:
+    """A learner of half of the cost."""
+    return REGULARIZERS[kind](cost, target=0.5, **({"seed": 1} if kind == "LogisticSigmoid" else {}))
+
+
+def call_in_process(function: str, *args: Any, python: str | Path = sys.executable, **environ: str) -> Any:
+    """What a function of this file returns in a new process, as JSON values."""
+    call = f"{function}(*{[str(a) for a in args]!r})"
+    code = f"import json; from tests.integration.test_backends import {function}; print(json.dumps({call}))"
+    environ = {"KERAS_BACKEND": BACKEND, "PYTHONPATH": str(ROOT), **environ}
+    done = subprocess.run(
+        [str(python), "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}, timeout=500
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- the whole way ------------------------------------------------------------------------------------------------
+
+
+def cost_of(kind: str, model: Any) -> Any:
+    return LatencyCost(ChannelGraph.from_model(model), StepProfile()) if kind == "Gamma" else flops(model)
+
+
+def go_on(folder: str) -> dict[str, Any]:
+    """Loads each gated model of a folder, trains on, shrinks, and says what came out."""
+    images, labels = data()
+    found = {}
+    for path in sorted(Path(folder).glob("*.gated.keras")):
+        kind = path.name.partition(".")[0]
+        gated = keras.saving.load_model(path)
+        learner = learner_of(kind, cost_of(kind, network(norm=kind != "GroupLasso")))
+        learner.bind(gated)
+        start = int(learner.widths().sum()), learner.strength, int(gated.optimizer.iterations)
+        before = outputs(gated, images[:8])
+        history = gated.fit(images, labels, 32, 3, callbacks=learner.callbacks(), verbose=0).history
+        recalibrate_batch_norm(gated, [images[:256]])
+        structure = learner.structure()
+        slim = shrink(gated, structure)
+        slim.save(path.with_name(f"{kind}.slim.keras"))
+        wide, narrow = outputs(masked(gated, structure), images), outputs(slim, images)
+        found[kind] = {
+            "start": start,
+            "before": before.tolist(),
+            "history": {name: [float(value) for value in values] for name, values in history.items()},
+            "provenance": dict(structure.provenance),
+            "share": learner.cost.at(structure.widths(learner.cost.graph)) / learner.initial,
+            "slim_share": cost_of(kind, slim).at() / learner.initial,
+            "difference": float(np.abs(wide - narrow).max() / wide.std()),
+            "accuracy": float((narrow.argmax(1) == labels).mean()),
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def went_on(tmp_path_factory: Any) -> dict[str, Any]:
+    """For each regularizer: trained here, saved in the middle, and what a new process made of it."""
+    folder = tmp_path_factory.mktemp("gated")
+    images, labels = data()
+    saved: dict[str, Any] = {}
+    for kind in REGULARIZERS:
+        model = network(norm=kind != "GroupLasso")
+        learner = learner_of(kind, cost_of(kind, model))
+        gated = compiled(learner.attach(model), keras.optimizers.Adam(3e-3))
+        gated.fit(images, labels, 32, 3, callbacks=learner.callbacks(), verbose=0)
+        gated.save(folder / f"{kind}.gated.keras")
+        saved[kind] = {
+            "start": [int(learner.widths().sum()), learner.strength, int(gated.optimizer.iterations)],
+            "before": outputs(gated, images[:8]),
+        }
+    return {"saved": saved, "found": call_in_process("go_on", folder)}
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+def test_training_goes_on_in_a_new_process_and_ends_in_a_smaller_network(kind: str, went_on: Any) -> None:
+    saved, found = went_on["saved"][kind], went_on["found"][kind]
+    assert found["start"] == pytest.approx(saved["start"])
+    assert np.allclose(found["before"], saved["before"], atol=1e-4)
+    assert found["start"][1] != 1.0, "nobody steered"
+    assert found["history"]["latency_ms" if kind == "Gamma" else "flops"][-1] == found["provenance"]["cost_thresholded"]
+    assert found["share"] <= 0.5
+    assert found["share"] == pytest.approx(found["slim_share"])
+    assert found["difference"] < 1e-4
+
+
+def test_gates_reach_their_budget_by_training(went_on: Any) -> None:
+    found = went_on["found"]["LogisticSigmoid"]
+    provenance = found["provenance"]
+    assert provenance["cost_thresholded"] / provenance["cost_before"] == pytest.approx(0.5, abs=0.15)
+    assert found["accuracy"] > 0.5
+
+
+# ---- what the compiled step reads ---------------------------------------------------------------------------------
+
+
+class Losses(keras.callbacks.Callback):
+    """The loss of each batch of an epoch, out of the running means that are logged, and a call after each."""
+
+    def __init__(self, then: Any = None) -> None:
+        super().__init__()
+        self.sums, self.then = [0.0], then
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.sums.append(float(logs["loss"]) * (batch + 1))
+        if self.then:
+            self.then(batch)
+
+    @property
+    def each(self) -> Any:
+        return np.diff(self.sums)
+
+
+def same_batch(times: int) -> tuple[Any, Any]:
+    images, labels = data(16)
+    return np.tile(images, (times, 1, 1, 1)), np.tile(labels, times)
+
+
+def test_the_compiled_step_sees_each_new_strength() -> None:
+    learner = Gamma(flops(network()), strength=1.0)
+    charge = linearised_loss(learner.cost, [16, 32], [16, 32]) / learner.initial  # of scales that are all 1
+    gated = compiled(learner.attach(network()), keras.optimizers.SGD(0.0))
+    losses = Losses(lambda batch: learner.set_strength(2.0 + batch))
+    gated.fit(*same_batch(4), 16, callbacks=[losses], shuffle=False, verbose=0)
+    assert np.diff(losses.each) == pytest.approx([charge] * 3, rel=1e-3)
+    assert learner.strength == 5.0
+    learner.set_strength(10.0)
+    later = Losses()
+    gated.fit(*same_batch(1), 16, callbacks=[later], verbose=0)
+    assert later.each[0] - losses.each[0] == pytest.approx(9 * charge, rel=1e-3)
+
+
+def test_the_compiled_step_draws_anew_as_its_seed_says() -> None:
+    learner = LogisticSigmoid(flops(network()), strength=0.0, seed=1)
+    gated = compiled(learner.attach(network()), keras.optimizers.SGD(0.0))
+    gated.get_layer("gates").raw.assign(np.full(48, -2.5 / 30))
+    losses = Losses()
+    gated.fit(*same_batch(3), 16, callbacks=[losses], shuffle=False, verbose=0)
+    assert np.abs(np.diff(losses.each)).min() > 1e-4
+
+    def draw(seed: int) -> Any:
+        gates = Gates([64], initial=0.0, seed=seed)
+        return [keras.ops.convert_to_numpy(gates(np.zeros(1), training=True)).round().tolist() for _ in range(2)]
+
+    first, second = draw(1)
+    assert first != second
+    assert draw(1) == [first, second]
+    assert draw(2)[0] != first
+
+
+def test_a_budget_is_read_from_the_weights_of_the_last_step() -> None:
+    learner = LogisticSigmoid(flops(network()), target=0.5, seed=0)
+    gated = compiled(learner.attach(network()), keras.optimizers.SGD(1.0))
+    seen = []
+    gated.fit(*same_batch(3), 16, callbacks=[Losses(lambda batch: seen.append(learner.openness()))], verbose=0)
+    assert np.abs(np.diff(seen, axis=0)).max(axis=1).min() > 0
+
+
+# ---- mixed precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"),
+    [("LogisticSigmoid", "mixed_float16"), ("LogisticSigmoid", "mixed_bfloat16"), ("Gamma", "mixed_float16")],
+)
+def test_mixed_precision_trains_to_a_budget(kind: str, policy: str) -> None:
+    if BACKEND == "torch" and policy == "mixed_float16":
+        pytest.skip("PyTorch has no float16 convolutions on the CPU")
+    images, labels = data()
+    keras.config.set_dtype_policy(policy)
+    try:
+        learner = learner_of(kind, flops(network()))
+        gated = compiled(learner.attach(network()), keras.optimizers.Adam(1e-2))
+        history = gated.fit(images, labels, 32, 3, callbacks=learner.callbacks(), verbose=0).history
+        structure = learner.structure()
+        wide, narrow = (outputs(m, images[:64]) for m in (masked(gated, structure), shrink(gated, structure)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    scaled = isinstance(gated.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    assert np.isfinite(history["loss"]).all()
+    assert history["accuracy"][-1] > 0.5
+    assert learner.cost.at(structure.widths(learner.cost.graph)) <= 0.5 * learner.initial
+    if kind == "LogisticSigmoid":
+        assert learner.cost.at(learner.widths()) < 0.75 * learner.initial, "the gates did not close by themselves"
+    assert np.abs(wide - narrow).max() < 0.05 * wide.std()
+
+
+# ---- several devices ----------------------------------------------------------------------------------------------
+
+
+def one_step() -> tuple[dict[str, Any], Any]:
+    """One step of SGD on one batch: its loss, and the logits after it; and the model.
+
+    Without batch norm, whose statistics are those of the images of one device.
+    """
+    model = network(norm=False)
+    learner = LogisticSigmoid(flops(model), strength=2.0, seed=3)
+    gated = compiled(learner.attach(model), keras.optimizers.SGD(0.1))
+    gated.get_layer("gates").raw.assign(np.linspace(-0.15, -0.05, 48))
+    losses = Losses()
+    gated.fit(*data(16), 16, callbacks=[losses], shuffle=False, verbose=0)
+    return {"loss": float(losses.each[0]), "logits": learner.openness().tolist()}, gated
+
+
+def to_budget() -> float:
+    """Share of the cost that gates are left with by training to half of it."""
+    learner = LogisticSigmoid(flops(network()), target=0.5, seed=3)
+    gated = compiled(learner.attach(network()), keras.optimizers.Adam(3e-3))
+    gated.fit(*data(), 32, 5, callbacks=learner.callbacks(), verbose=0)
+    return float(learner.cost.at(learner.widths()) / learner.initial)
+
+
+def mirrored() -> dict[str, Any]:
+    """One step on one device, and on two that MirroredStrategy feeds; what the two draw; a budget on two."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    alone, _ = one_step()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        both, gated = one_step()
+        share = to_budget()
+    gates = gated.get_layer("gates")
+
+    @tf.function
+    def draw() -> Any:
+        return strategy.run(lambda: gates(tf.zeros((1,)), training=True)[0])
+
+    masks = [[mask.numpy().round().tolist() for mask in draw().values] for _ in range(3)]
+    devices = strategy.num_replicas_in_sync
+    return {"alone": alone, "both": both, "devices": devices, "masks": masks, "share": share}
+
+
+def data_parallel() -> dict[str, Any]:
+    """One step on one device, and on two that share a batch; a budget on two."""
+    import jax
+
+    alone, _ = one_step()
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=jax.devices()))
+    both, gated = one_step()
+    devices = len(gated.get_layer("gates").raw.value.sharding.device_set)
+    return {"alone": alone, "both": both, "devices": devices, "share": to_budget()}
+
+
+def check_devices(found: dict[str, Any]) -> None:
+    """The loss tells of a penalty counted twice and of masks that differ; the logits of gradients counted twice."""
+    assert found["devices"] == 2
+    assert found["both"]["loss"] == pytest.approx(found["alone"]["loss"], rel=1e-5)
+    assert found["both"]["logits"] == pytest.approx(found["alone"]["logits"], abs=1e-4)
+    assert found["share"] == pytest.approx(0.5, abs=0.15)
+
+
+@on_tensorflow
+def test_mirrored_devices_pay_once_and_draw_alike() -> None:
+    found = call_in_process("mirrored")
+    check_devices(found)
+    assert all(one == other for one, other in found["masks"])
+    assert found["masks"][0] != found["masks"][1]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is JAX's")
+def test_data_parallel_devices_pay_once_and_draw_alike() -> None:
+    check_devices(call_in_process("data_parallel", XLA_FLAGS="--xla_force_host_platform_device_count=2"))
+
+
+# ---- one backend beside another -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow converts")
+@pytest.mark.parametrize("name", ["to_tflite", "to_onnx", "to_graphdef"])
+def test_conversion_says_which_backend_it_needs(name: str) -> None:
+    from latency_lab import convert
+
+    with pytest.raises(UsageError, match=rf"KERAS_BACKEND=tensorflow.*{BACKEND}|{BACKEND}.*KERAS_BACKEND=tensorflow"):
+        getattr(convert, name)(network())
+
+
+def read_and_train(folder: str) -> dict[str, Any]:
+    """Reads and shrinks the model of a folder by the structure there, trains it anew, and says what came out."""
+    where = Path(folder)
+    model = keras.saving.load_model(where / "model.keras")
+    structure = Structure.load(where / "structure.json")
+    images, labels = data()
+    slim = shrink(model, structure)
+    slim.save(where / f"slim-{BACKEND}.keras")
+    kept = {}
+    for kind in ("LogisticSigmoid", "Gamma"):
+        learner = learner_of(kind, flops(model))
+        gated = compiled(learner.attach(model), keras.optimizers.Adam(5e-3))
+        gated.fit(images, labels, 32, 8, callbacks=learner.callbacks(), shuffle=False, verbose=0)
+        kept[kind] = learner.structure().widths(learner.cost.graph).tolist()
+    digest = ChannelGraph.from_model(model).digest
+    return {"digest": digest, "outputs": outputs(slim, images[:8]).tolist(), "kept": kept}
+
+
+@pytest.mark.full
+@on_tensorflow
+@pytest.mark.parametrize("backend", OTHERS)
+def test_backends_read_and_narrow_alike_and_tensorflow_converts(backend: str, tmp_path: Path) -> None:
+    if not OTHERS[backend].exists():
+        pytest.skip(f"there is no {OTHERS[backend]}; scripts/test --full makes it")
+    from latency_lab.convert import to_tflite
+
+    model = network()
+    rng = np.random.default_rng(1)
+    graph = ChannelGraph.from_model(model)
+    model.save(tmp_path / "model.keras")
+    Structure.from_mask(graph, rng.integers(2, size=graph.slots)).save(tmp_path / "structure.json")
+    here = read_and_train(str(tmp_path))
+    there = call_in_process("read_and_train", tmp_path, python=OTHERS[backend], KERAS_BACKEND=backend)
+    assert there["digest"] == here["digest"]
+    assert np.allclose(there["outputs"], here["outputs"], atol=1e-4)
+    for kind, widths in here["kept"].items():
+        assert sum(there["kept"][kind]) == pytest.approx(sum(widths), rel=0.1)
+    slim = keras.saving.load_model(tmp_path / f"slim-{backend}.keras")
+    assert np.allclose(outputs(slim, data()[0][:8]), here["outputs"], atol=1e-4)
+    assert to_tflite(slim)[4:8] == b"TFL3"

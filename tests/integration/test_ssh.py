@@ -1,0 +1,276 @@
+"""A device by ssh: an OpenSSH server of the test's own on the loopback address, with its own keys."""
+
+import contextlib
+import dataclasses
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import latency_lab
+from latency_lab import runtimes
+from latency_lab.cli.main import main
+from latency_lab.errors import DeviceLostError, MissingRuntimeError, UsageError
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiling import Journal, Protocol, WorkerDiedError, device, environment_of, remote
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ["PATH"])
+CONV = OpConfig("conv2d", height=8, width=8, in_channels=8, out_channels=16, kernel_size=(3, 3), activation="relu")
+OPS = [OpConfig("dense", in_channels=c, out_channels=8) for c in range(1, 9)]
+SHORT = Protocol(rounds=2, block_ms=1.0)
+
+pytestmark = pytest.mark.skipif(
+    SSHD is None or shutil.which("ssh") is None, reason="there is no sshd: apt-get install openssh-server"
+)
+
+
+class Server:
+    """An sshd that can be killed with its sessions, and started again."""
+
+    def __init__(self, folder, port):
+        self.folder, self.port, self.process = folder, port, None
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [SSHD, "-D", "-e", "-f", self.folder / "sshd_config"], stderr=subprocess.DEVNULL
+        )
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            time.sleep(0.02)
+        raise AssertionError("sshd does not listen")
+
+    def cut(self):
+        """Kill its sessions: the connections are lost, the server goes on."""
+        for pid in _descendants(self.process.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
+                    os.kill(pid, signal.SIGKILL)
+
+    def stop(self):
+        os.kill(self.process.pid, signal.SIGSTOP)  # so that it takes no new session meanwhile
+        self.cut()
+        self.process.kill()
+        self.process.wait()
+
+
+def _descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [*map(int, children), *(deeper for child in children for deeper in _descendants(child))]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    folder = tmp_path / "ssh"
+    folder.mkdir(mode=0o700)
+    board = tmp_path / "board"
+    board.mkdir()
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where a server of root's asks for it
+    for name in ("host", "user"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shutil.copy(folder / "user.pub", folder / "authorized_keys")
+    host_key = (folder / "host.pub").read_text().split()[:2]
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
+    (folder / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\nPidFile none\nStrictModes no\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nSetEnv TMPDIR={board}\n"
+    )
+    (folder / "config").write_text(
+        f"Host board\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n  IdentityFile {folder}/user\n"
+        f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
+    )
+    monkeypatch.setenv("LATENCY_LAB_SSH", f"ssh -F {folder / 'config'}")
+    monkeypatch.setattr(remote, "BACKOFF_S", (0.05, 0.2, 0.4))
+    found = Server(folder, port)
+    found.board = board
+    yield found
+    if found.process.poll() is None:
+        found.stop()
+
+
+def board(**options):
+    return device("ssh://board", **{"python": sys.executable, **options})
+
+
+def left(server):
+    """What is on the board, once nothing is added or removed any more."""
+    for _ in range(200):
+        if not any(server.board.iterdir()):
+            break
+        time.sleep(0.02)
+    return [path.name for path in server.board.iterdir()]
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "conv.tflite"
+    path.write_bytes(runtimes.get("litert").build(Network.of(CONV)))
+    return str(path)
+
+
+def test_a_worker_answers_there_and_its_folder_is_removed(server, model):
+    worker = board().start("litert", 1)
+    try:
+        assert worker.hello["runtime"] == "litert"
+        (folder,) = server.board.iterdir()
+        assert (folder.stat().st_mode & 0o777, [path.name for path in folder.iterdir()]) == (0o700, ["worker.py"])
+        block = worker.block(model, {"cold": 1})
+        assert block["status"] == "ok"
+        assert block["wall_ms"]["min"] > 0 and block["cold_ms"]["min"] > 0
+        assert worker.block(__file__, {})["status"] == "failed"
+        who, now = environment_of(worker)
+        assert who["cores"] == len(os.sched_getaffinity(0))
+        assert now["load"] >= 0
+    finally:
+        worker.close()
+    assert left(server) == []
+
+
+def test_a_connection_that_is_cut_in_the_middle_is_made_again_and_nothing_is_measured_twice(server, tmp_path):
+    cut = threading.Event()
+
+    def cut_once(progress):
+        if progress.done == 5 and not cut.is_set():
+            cut.set()
+            server.cut()
+
+    path = tmp_path / "j.jsonl"
+    journal = latency_lab.profile(OPS, runtime="litert", journal=path, protocol=SHORT, on=board(), on_progress=cut_once)
+    assert cut.is_set()
+    assert journal.failures == {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [(line["key"], line["round"]) for line in lines if line["status"] == "ok"]
+    assert len(found) == len(set(found)) == 2 * len(OPS)
+    assert left(server) == []
+
+
+def test_a_device_that_stays_away_ends_with_exit_code_3_and_the_journal_goes_on(
+    server, model, tmp_path, monkeypatch, capsys
+):
+    command = [
+        "profile", "--runtime", "litert", "--model", model, "--on", "ssh://board", "--python", sys.executable,
+        "-o", str(tmp_path / "p.json"),
+    ]  # fmt: skip
+    path = tmp_path / "p.journal.jsonl"
+    real = Journal.append
+    count = 0
+
+    def append(self, line, task=None):
+        nonlocal count
+        real(self, line, task)
+        count += line["status"] == "ok"
+        if count == 2:
+            server.stop()
+
+    monkeypatch.setattr(Journal, "append", append)
+    assert main(command) == 3
+    said = capsys.readouterr().err
+    assert "ssh://board cannot be reached any more" in said
+    assert "go on with: latency-lab profile --runtime litert" in said
+    before = Journal.load(path)
+    assert (before.samples > 0, before.failures) == (True, {})
+    server.start()
+    count = 10
+    journal = latency_lab.profile(
+        before.tasks.values(), runtime="litert", journal=path, on=board(), protocol=Protocol(rounds=5)
+    )
+    assert all(len(blocks) == 5 for blocks in journal.blocks.values())
+    assert left(server) == []
+
+
+def test_a_model_with_which_the_connection_is_lost_twice_costs_one_block(server, model, monkeypatch):
+    worker = board().start("litert", 1)
+    ask = worker.measure
+
+    def lose(path, settings):
+        server.cut()
+        return ask(path, settings)
+
+    monkeypatch.setattr(worker, "measure", lose)
+    with pytest.raises(WorkerDiedError, match="lost twice"):
+        worker.block(model, {})
+    worker.close()
+
+
+def test_what_is_missing_on_the_board_is_named_with_what_to_do(server, tmp_path, model, capsys):
+    with pytest.raises(UsageError, match="/no/such/python.*--python"):
+        board(python="/no/such/python").start("litert", 1)
+    bare = tmp_path / "bare"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # -S: without the packages of the environment
+    bare.chmod(0o755)
+    with pytest.raises(MissingRuntimeError, match="Run there: .*bare -m pip install numpy ai-edge-litert"):
+        board(python=str(bare)).start("litert", 1)
+    assert main(["doctor", "--on", "ssh://board", "--python", str(bare)]) == 1
+    assert "litert: does not work" in capsys.readouterr().out
+    assert main(["measure", model, "--on", "ssh://nobody@board", "--python", sys.executable]) == 3
+    said = capsys.readouterr().err
+    assert "Permission denied" in said
+    assert "without a password" in said
+
+
+def test_an_unknown_host_key_is_refused(server):
+    (server.folder / "known_hosts").write_text("")
+    with pytest.raises(DeviceLostError, match="Host key verification failed"):
+        board().start("litert", 1)
+
+
+def test_a_worker_that_hangs_is_ended_there(server, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "BLOCK_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(remote, "END_TIMEOUT_S", 0.2)
+    hello = json.dumps({"package": "x", "version": "1"})
+    hanging = tmp_path / "hanging"
+    hanging.write_text(f"#!/bin/sh\necho '{hello}'\nexec sleep 600\n")
+    hanging.chmod(0o755)
+    worker = board(python=str(hanging)).start("litert", 1)
+    with pytest.raises(WorkerDiedError, match="no answer in 1 s"):
+        worker.block(model, {})
+    assert left(server) == []
+
+
+def test_measure_and_doctor_ask_the_board(server, model, capsys):
+    there = ["--on", "ssh://board", "--python", sys.executable]
+    assert main(["measure", model, "--json", *there]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["environment"]["package"] == "ai-edge-litert"
+    assert found["latency_ms"] > 0
+    report = latency_lab.doctor(on=dataclasses.replace(board(), runtimes=("litert",)))
+    (check,) = report.runtimes
+    assert check.works
+    assert check.detail.startswith("ai-edge-litert ")
+    assert report.trusted is report.steady
+    assert left(server) == []
+
+
+@pytest.mark.full
+def test_a_board_with_tflite_runtime_alone(server, tmp_path, model, capsys):
+    if sys.version_info[:2] not in {(3, 9), (3, 10), (3, 11)}:
+        pytest.skip("tflite-runtime 2.14 has wheels for Python 3.9 to 3.11")
+    folder = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+    packages = ("tflite-runtime==2.14.0", "numpy<2")
+    install = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--no-input", *packages]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"pip cannot install {' '.join(packages)}: {done.stderr.strip().splitlines()[-1:]}")
+    there = ["--on", "ssh://board", "--python", str(folder / "bin" / "python")]
+    main(["doctor", "--json", *there])
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["runtimes"]}
+    assert checks["litert"]["detail"].startswith("tflite-runtime 2.14.0")
+    assert "pip install numpy onnxruntime" in checks["onnxruntime"]["detail"]
+    assert main(["profile", "--model", model, "-o", str(tmp_path / "p.json"), *there]) == 0
+    assert json.loads((tmp_path / "p.json").read_text())["environment"]["package"] == "tflite-runtime"

@@ -1,0 +1,159 @@
+"""Vela's estimates, which are the same each time: exact numbers of Vela 5.2.0."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+
+import keras
+import pytest
+from keras import layers
+
+import latency_lab
+from latency_lab import runtimes
+from latency_lab.cli.main import main
+from latency_lab.convert import to_tflite
+from latency_lab.errors import UsageError
+from latency_lab.ops import Network, OpConfig
+from latency_lab.profiling import LocalWorker, worker_command
+
+RUNTIME = "vela:ethos-u55-128"
+CONV = OpConfig(
+    "conv2d", height=14, width=14, in_channels=16, out_channels=24, kernel_size=(3, 3), activation="relu", dtype="int8"
+)
+POOL = OpConfig("global_avg_pool", height=14, width=14, in_channels=24, out_channels=24, dtype="int8")
+ELU = OpConfig("activation", height=8, width=8, in_channels=8, out_channels=8, activation="elu", dtype="int8")
+NET = Network(((CONV, (-1,)), (POOL, (0,))))
+VERSION = "5.2.0"
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """A Python that has this version of Vela: this one, or one of an environment that is made for it."""
+    try:
+        if metadata.version("ethos-u-vela") == VERSION:
+            return sys.executable
+    except metadata.PackageNotFoundError:
+        pass
+    folder = tmp_path_factory.mktemp("vela") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
+    found = folder / "bin" / "python"
+    command = [found, "-m", "pip", "install", "-q", "--no-input", f"ethos-u-vela=={VERSION}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"pip cannot install ethos-u-vela=={VERSION}: {done.stderr.strip().splitlines()[-1:]}")
+    return str(found)
+
+
+@pytest.fixture
+def start(python):
+    return lambda runtime=RUNTIME: LocalWorker(runtime, 1, worker_command(python, runtime))
+
+
+@pytest.fixture
+def cycles(start, tmp_path):
+    """Cycles that the worker gives for a network, or why it gives none."""
+
+    def of(network, runtime=RUNTIME):
+        path = tmp_path / "model.tflite"
+        path.write_bytes(runtimes.get(runtime).build(network))
+        worker = start(runtime)
+        try:
+            found = worker.block(str(path), {})
+        finally:
+            worker.close()
+        return found.get("cycles", found.get("reason"))
+
+    return of
+
+
+def test_the_worker_says_what_it_estimates_for(start):
+    worker = start("vela:ethos-u65-256:Ethos_U65_Embedded:Shared_Sram")
+    worker.close()
+    assert worker.hello["version"] == VERSION
+    assert worker.hello["provenance"] == "estimated"
+    assert worker.hello["device"] == "Arm ethos-u65-256 at 500 MHz, Ethos_U65_Embedded, Shared_Sram"
+
+
+def test_a_configuration_that_vela_does_not_have_is_named_with_those_it_has(start):
+    with pytest.raises(UsageError, match=r"no System_Config Fast. It has: .*Ethos_U55_High_End_Embedded"):
+        start("vela:ethos-u55-128:Fast")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "conv", "whole"),
+    [("vela:ethos-u55-128", 0, 0), ("vela:ethos-u65-512", 0, 0), ("vela:ethos-u85-256", 0, 0)],
+)
+def test_estimates_are_exact(cycles, runtime, conv, whole):
+    assert (cycles(Network.of(CONV), runtime), cycles(NET, runtime)) == (conv, whole)
+
+
+def test_the_clock_and_the_memory_are_those_of_the_configuration(start, tmp_path):
+    """The same cycles of arithmetic at 200 and at 500 MHz; a slower clock waits less for memory."""
+    path = tmp_path / "conv.tflite"
+    path.write_bytes(runtimes.get(RUNTIME).build(Network.of(CONV)))
+    found = []
+    for system in ("Ethos_U55_Deep_Embedded", "Ethos_U55_High_End_Embedded"):
+        worker = start(f"{RUNTIME}:{system}")
+        block = worker.block(str(path), {})
+        worker.close()
+        found.append(block["cycles"] / block["wall_ms"]["min"] / 1e3)
+    assert found == pytest.approx([200, 500])
+
+
+def test_what_is_left_to_the_cpu_is_listed_and_has_no_time(cycles, start, tmp_path):
+    reason = "Vela leaves 3 of 3 operators to the CPU, not estimated: Dequantize, Elu, Quantize"
+    assert cycles(Network.of(ELU)) == reason
+    journal = latency_lab.profile([CONV, ELU], runtime=RUNTIME, journal=tmp_path / "j.jsonl", start_worker=start)
+    assert journal.failures == {ELU.key: reason}
+    profile = latency_lab.fit_profile(journal)
+    (prediction,) = profile.predict([ELU])
+    assert (prediction.source, prediction.high_ms) == ("bounded", float("inf"))
+
+
+def test_a_profile_is_marked_as_estimated_taken_once_and_the_same_each_time(start, tmp_path):
+    journals = [
+        latency_lab.profile([CONV, POOL, NET], runtime=RUNTIME, journal=tmp_path / f"{k}.jsonl", start_worker=start)
+        for k in range(2)
+    ]
+    assert journals[0].digest == journals[1].digest
+    assert journals[0].protocol["rounds"] == 1
+    profile = latency_lab.fit_profile(journals[0], name="ethos")
+    assert profile.environment["provenance"] == "estimated"
+    assert profile.environment["taken"] is None
+    assert "cpu" not in profile.environment
+    assert profile.runtime == RUNTIME
+
+
+def test_a_file_is_measured_and_a_models_profile_predicts_it(python, tmp_path, capsys):
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(inputs)
+    x = layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+    x = layers.Conv2D(24, 1)(x)
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    model.save(tmp_path / "net.keras")
+    (tmp_path / "net.tflite").write_bytes(to_tflite(model, precision="int8"))
+    vela = ["--runtime", RUNTIME, "--python", python]
+    assert main(["measure", str(tmp_path / "net.tflite"), *vela, "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["latency_ms"] == measured["median_ms"]
+    output = str(tmp_path / "p.json")
+    words = ["--precision", "int8", "--model", str(tmp_path / "net.keras"), "-o", output]
+    assert main(["profile", *vela, *words]) == 0
+    profile = latency_lab.load_profile(output)
+    predicted = latency_lab.LatencyCost(latency_lab.ChannelGraph.from_model(model), profile).at()
+    assert predicted == pytest.approx(measured["latency_ms"], rel=0.1)
+
+
+def test_float32_is_refused_with_what_to_ask_for(tmp_path, capsys):
+    assert main(["profile", "--runtime", RUNTIME, "--precision", "float32", "-o", str(tmp_path / "p.json")]) == 2
+    assert "ask for precision int8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256"])
+def test_a_shipped_profile_says_that_it_is_an_estimate(name):
+    profile = latency_lab.load_profile(name)
+    assert profile.environment["provenance"] == "estimated"
+    assert profile.environment["version"] == VERSION
+    assert profile.runtime == f"vela:{name}"
+    assert profile.precision == "int8"
