@@ -243,7 +243,6 @@ def main() -> None:
     sink = os.fdopen(os.dup(1), "w")
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)  # its tables, from Python and from C++
-    os.dup2(silent, 2)
     serve(sys.stdin, sink, arguments.runtime)
 
 
