@@ -3,7 +3,7 @@
     scripts/experiment --profile-own                   # quiet machine: a profile of the three nets' own operations
     scripts/experiment -o docs/results.json            # trains what is missing, cell by cell
     scripts/experiment --measure -o docs/results.json  # quiet machine: times all networks of each net interleaved
-    scripts/experiment --table -o docs/results.json    # prints what docs/results.md quotes
+    scripts/experiment --table -o docs/results.json    # prints what it found
 
 Fashion-MNIST, three small networks, two targets, six methods of the same epochs, from one pre-trained seed each
 (`experiment_cells`). A cell that is finished is kept in the work folder at once, and a run that was stopped goes on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
@@ -101,7 +102,7 @@ class Cost:
         return numpy.array([widths.get(name, full[g]) for g, name in enumerate(names)], float)
 
 
-class OpCost(Cost):
+class OpCost(Cost, ABC):
     """A cost that is a sum over ops.
 
     Args:
@@ -124,9 +125,9 @@ class OpCost(Cost):
             self._reduced[vanished] = self._of(self.graph.without(vanished))
         return self._reduced[vanished]
 
+    @abstractmethod
     def _of(self, graph: ChannelGraph) -> OpCost:
         """The same cost of another graph."""
-        raise NotImplementedError
 
     def __init__(
         self,

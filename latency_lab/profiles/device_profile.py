@@ -252,10 +252,7 @@ class DeviceProfile:
             "roofline": dataclasses.asdict(self.roofline),
             "fusions": sorted(self.fusions),
             "layout_block": self.layout_block,
-            "network": {
-                **{name: v for name, v in dataclasses.asdict(self.network).items() if v is not None},
-                "residuals": list(self.network.residuals),
-            },
+            "network": {**dataclasses.asdict(self.network), "residuals": list(self.network.residuals)},
             "steps": [dict(step) for step in self.steps],
             "holdout": {family: dict(errors) for family, errors in self.holdout.items()},
             "tables": [table.to_json() for table in self.tables.values()],

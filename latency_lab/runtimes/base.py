@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from latency_lab.errors import UnsupportedOpError, UsageError
 from latency_lab.ops import BINARY, GLOBAL_POOLS, REORDERS, RESIZES, WINDOWED, Network, OpConfig
+from latency_lab.runtimes import worker
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.float32]
@@ -99,6 +100,18 @@ class Shapes:
     def of(self, index: int) -> Shape:
         """Shape of a tensor as `ops.Network` counts them: node index, or a negative network input."""
         return self.outputs[index] if index >= 0 else self.inputs[-1 - index]
+
+
+def device_and_options(runtime: str, device: str) -> tuple[str, dict[str, str]]:
+    """What `worker.device_and_options` reads of the device of a runtime.
+
+    Raises:
+        UsageError: an option has no value.
+    """
+    try:
+        return worker.device_and_options(device)
+    except ValueError as error:
+        raise UsageError(f"Invalid device in runtime={runtime}:{device}. {error}") from None
 
 
 def check(runtime: Runtime, network: Network) -> None:

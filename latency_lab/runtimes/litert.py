@@ -77,10 +77,7 @@ class LiteRT:
         Raises:
             UsageError: this names no device.
         """
-        try:
-            given, options = worker.device_and_options(device)
-        except ValueError as error:
-            raise UsageError(f"Invalid device in runtime=litert:{device}. {error}") from None
+        given, options = base.device_and_options("litert", device)
         short = given.lower()
         if short not in _DEVICES and not {".", "/"} & set(given):
             near = difflib.get_close_matches(short, _DEVICES, n=1)

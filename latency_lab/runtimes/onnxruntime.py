@@ -92,10 +92,7 @@ class OnnxRuntime:
         Raises:
             UsageError: this names no provider.
         """
-        try:
-            given, options = worker.device_and_options(device)
-        except ValueError as error:
-            raise UsageError(f"Invalid device in runtime=onnxruntime:{device}. {error}") from None
+        given, options = base.device_and_options("onnxruntime", device)
         provider = worker.provider_of(given)
         if not provider.endswith(_PROVIDER):
             known = sorted(name.removesuffix(_PROVIDER).lower() for name in worker.PROVIDER_PACKAGES)
