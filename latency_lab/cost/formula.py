@@ -64,11 +64,31 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> numpy.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Excess:
-    """What a sum over ops costs beyond what is free: price * max(0, sum_i terms_i - free)."""
+    """What a sum over ops costs beyond what is free, less what single ops have paid for themselves.
+
+        price * (max(0, sum_i terms_i - free) - sum_i max(0, terms_i - alone))
+
+    With `alone` None, nothing has been paid.
+    """
 
     terms: Terms
     price: float
     free: float
+    alone: float | None = None
+
+    def __call__(self, values: Values, xp: Any) -> Values:
+        """The whole, and its slopes by the channels of each op.
+
+        Args:
+            values: of `terms`: of each op and its slopes.
+        """
+        amounts, slope_in, slope_out = values
+        beyond = xp.sum(amounts) - self.free
+        total, each = xp.maximum(beyond, 0.0), xp.where(beyond > 0, 1.0, 0.0)
+        if self.alone is not None:
+            paid = amounts - self.alone
+            total, each = total - xp.sum(xp.maximum(paid, 0.0)), each - xp.where(paid > 0, 1.0, 0.0)
+        return self.price * total, self.price * each * slope_in, self.price * each * slope_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +97,7 @@ class OpSum:
 
         x_in = in_map @ widths + in_const,   x_out = out_map @ widths + out_const
         value = constant + sum_i presence_i(widths) * terms_i(x_in_i, x_out_i)
-                + price * max(0, sum_i presence_i(widths) * excess_i(x_in_i, x_out_i) - free)
+                + excess(presence_i(widths) * excess.terms_i(x_in_i, x_out_i))
         gradient = in_map.T @ d value / d x_in + out_map.T @ d value / d x_out
 
     The gradient is the price of a channel; of a last one that takes a branch with it, too, it is no more than that.
@@ -126,8 +146,7 @@ class OpSum:
         total = self.constant + xp.sum(self._of(self.terms, channels, xp)[0])
         if self.excess is None:
             return total
-        beyond = xp.sum(self._of(self.excess.terms, channels, xp)[0]) - self.excess.free
-        return total + self.excess.price * xp.maximum(beyond, 0.0)
+        return total + self.excess(self._of(self.excess.terms, channels, xp), xp)[0]
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
         """The value, and its gradient [groups]."""
@@ -135,11 +154,8 @@ class OpSum:
         values, slope_in, slope_out = self._of(self.terms, channels, xp)
         total = self.constant + xp.sum(values)
         if self.excess is not None:
-            amounts, more_in, more_out = self._of(self.excess.terms, channels, xp)
-            beyond = xp.sum(amounts) - self.excess.free
-            price = xp.where(beyond > 0, self.excess.price, 0.0)
-            slope_in, slope_out = slope_in + price * more_in, slope_out + price * more_out
-            total = total + self.excess.price * xp.maximum(beyond, 0.0)
+            more, more_in, more_out = self.excess(self._of(self.excess.terms, channels, xp), xp)
+            total, slope_in, slope_out = total + more, slope_in + more_in, slope_out + more_out
         gradient = xp.matmul(slope_in, as_array(self.in_map, xp)) + xp.matmul(slope_out, as_array(self.out_map, xp))
         return total, gradient
 
@@ -150,7 +166,7 @@ class OpSum:
         there = self.presence
         rows = {} if there is None else {"gates": there.gates.tolist(), "branches": there.branches.tolist()}
         more = self.excess
-        over = {} if more is None else {"excess": [more.terms.to_json(), more.price, more.free]}
+        over = {} if more is None else {"excess": [more.terms.to_json(), more.price, more.free, more.alone]}
         return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps, **rows, **over}
 
 
@@ -243,7 +259,7 @@ def formula_from_json(data: Mapping[str, Any]) -> Formula:
         presence = Presence(*(numpy.array(data[name], numpy.int32) for name in ("gates", "branches")))
     excess = None
     if "excess" in data:
-        terms, price, free = data["excess"]
-        excess = Excess(terms_from_json(terms), float(price), float(free))
+        terms, price, free, alone = data["excess"]
+        excess = Excess(terms_from_json(terms), float(price), float(free), None if alone is None else float(alone))
     terms = terms_from_json(data["terms"])
     return OpSum(terms, in_map, in_const, out_map, out_const, constant, presence, excess)

@@ -112,7 +112,7 @@ class LatencyCost(OpCost):
 
     def _staircase(self, widths: numpy.ndarray) -> float:
         parts = self._parts(widths)
-        weight_bytes = sum(part.weight_bytes for part in parts)
+        weight_bytes = [part.weight_bytes for part in parts]
         kernels_ms = sum(part.in_network_ms for part in parts)
         return kernels_ms + self.profile.network.memory_ms(weight_bytes) + self.formula.constant
 
@@ -223,8 +223,9 @@ def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
 
 
 def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
-    """Weights beyond what the last cache keeps."""
+    """Weights beyond what the last cache keeps, less those that the kernels' own times have."""
     network = profile.network
     if profile.kind == "analytic" or not network.c_ms_per_byte:
         return None
-    return Excess(Polynomial.of(ops, lambda op: op.weight_bytes), network.c_ms_per_byte, network.cached_bytes)
+    weights = Polynomial.of(ops, lambda op: op.weight_bytes)
+    return Excess(weights, network.c_ms_per_byte, network.cached_bytes, network.alone_bytes)

@@ -1,12 +1,14 @@
 """From lone kernels to a whole network.
 
-    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * max(0, sum_k weight_bytes_k - cached)
-    kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
+    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * (beyond(sum_k weights_k, cached) - sum_k beyond(weights_k, alone))
+    kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms),   beyond(bytes, kept) = max(0, bytes - kept)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
 it does, so a is a number for each group of kinds. Of the network's weights the last cache keeps some bytes from one run
-to the next; the rest come from memory in every run. All are fitted on whole networks that were measured on the device.
+to the next; the rest come from memory in every run. A lone kernel with more weights than the last cache holds reads the
+rest from memory in each of its own runs: that is in its time, and is not charged again. The size of the cache is read
+from the device, all else is fitted on whole networks that were measured there.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class NetworkCorrection:
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
         cached_bytes: of all weights, what the last cache keeps from one run to the next.
+        alone_bytes: of a kernel's weights, what it keeps when the kernel runs alone: its size; None: not known, all.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -61,19 +64,20 @@ class NetworkCorrection:
     residuals: tuple[float, ...] = ()
     half_width: float = 0.0
     cached_bytes: float = 0.0
+    alone_bytes: float | None = None
 
     def per_kernel_ms(self, op: OpConfig, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """What a kernel adds to a network, its weights apart, ms; an array of times gives an array."""
         scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
         return np.asarray(np.maximum(scaled + self.b_ms, LEAST * scaled))
 
-    def memory_ms(self, weight_bytes: float) -> float:
-        """What reading a network's weights from memory adds, ms.
+    def memory_ms(self, weight_bytes: npt.ArrayLike) -> float:
+        """What reading a network's weights from memory adds to the times of its kernels, ms.
 
         Args:
-            weight_bytes: of all of its kernels.
+            weight_bytes: of each of its kernels, [n].
         """
-        return self.c_ms_per_byte * max(0.0, weight_bytes - self.cached_bytes)
+        return self.c_ms_per_byte * bytes_from_memory(weight_bytes, self.cached_bytes, self.alone_bytes)
 
     def latency_ms(self, ops: Sequence[OpConfig], kernel_ms: npt.ArrayLike) -> float:
         """Latency of a network of these kernels, ms.
@@ -84,4 +88,21 @@ class NetworkCorrection:
         """
         times = np.asarray(kernel_ms, np.float64)
         parts = [self.per_kernel_ms(op, ms) for op, ms in zip(ops, times, strict=True)]
-        return float(np.sum(parts)) + self.memory_ms(sum(op.weight_bytes for op in ops))
+        return float(np.sum(parts)) + self.memory_ms([op.weight_bytes for op in ops])
+
+
+def bytes_from_memory(weight_bytes: npt.ArrayLike, cached_bytes: float, alone_bytes: float | None) -> float:
+    """Bytes of weights that a network reads from memory and its lone kernels did not.
+
+    Args:
+        weight_bytes: of each kernel, [n].
+        cached_bytes, alone_bytes: as in `NetworkCorrection`.
+
+    Example:
+        >>> from latency_lab.profiles.correction import bytes_from_memory
+        >>> bytes_from_memory([3.0, 4.0, 12.0], cached_bytes=5.0, alone_bytes=10.0)
+        12.0
+    """
+    weights = np.asarray(weight_bytes, np.float64)
+    alone = 0.0 if alone_bytes is None else np.maximum(weights - alone_bytes, 0.0).sum()
+    return float(max(weights.sum() - cached_bytes, 0.0) - alone)

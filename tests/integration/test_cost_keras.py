@@ -16,7 +16,9 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 GRAPH = residual_net()
-CORRECTION = NetworkCorrection(a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7)
+CORRECTION = NetworkCorrection(
+    a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7, cached_bytes=2e3, alone_bytes=3e3
+)
 LATENCY = LatencyCost(GRAPH, StepProfile(CORRECTION))
 COSTS = {
     "flops": FlopsCost(GRAPH),
@@ -64,4 +66,4 @@ def test_linearised_loss_has_no_gradient_through_the_price() -> None:
 def test_a_latency_is_a_few_graph_ops_whatever_the_network() -> None:
     function = tf.function(lambda w: LATENCY.value(w, keras.ops)).get_concrete_function(tf.TensorSpec([2], tf.float32))
     ops = [op.type for op in function.graph.get_operations() if op.type not in {"Const", "Placeholder", "Identity"}]
-    assert len(ops) < 70, ops
+    assert len(ops) < 80, ops

@@ -18,7 +18,14 @@ from latency_lab.profiles import DeviceProfile
 from latency_lab.profiles.correction import NetworkCorrection
 from tests.unit.cost_nets import StepProfile, net_a, residual_net
 
-CORRECTION = NetworkCorrection(a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7, half_width=0.05)
+CORRECTION = NetworkCorrection(
+    a={"window": 1.1, "pointwise": 1.2},
+    b_ms=-0.001,
+    c_ms_per_byte=1e-7,
+    half_width=0.05,
+    cached_bytes=2e3,
+    alone_bytes=3e3,
+)
 
 
 def costs() -> dict[str, Cost]:

@@ -68,8 +68,11 @@ def test_the_network_correction_is_found(profile):
 
 def test_weights_beyond_the_cache_are_not_charged_again():
     plain, cached = (NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=size) for size in (0.0, 2e6))
-    assert [plain.memory_ms(1e6), plain.memory_ms(4e6)] == pytest.approx([1.0, 4.0])
-    assert [cached.memory_ms(1e6), cached.memory_ms(4e6)] == pytest.approx([0.0, 2.0])
+    assert [plain.memory_ms([1e6]), plain.memory_ms([1e6, 3e6])] == pytest.approx([1.0, 4.0])
+    assert [cached.memory_ms([1e6]), cached.memory_ms([1e6, 3e6])] == pytest.approx([0.0, 2.0])
+    alone = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e6, alone_bytes=5e6)
+    assert alone.memory_ms([4e6, 3e6]) == pytest.approx(5.0)
+    assert alone.memory_ms([4e6, 9e6]) == pytest.approx(7.0), "4 of the 9 are in the kernel's own time"
     assert list(NetworkCorrection(b_ms=-1.0).per_kernel_ms(CONV, [10.0, 0.5])) == pytest.approx([9.0, 0.05])
 
 
@@ -83,7 +86,7 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
         errors = {}
         for size, beyond in columns.items():
             terms = np.column_stack([hot, np.zeros(40), np.full(40, 12.0), beyond])
-            errors[size] = float(np.abs(leave_one_out(terms, latency)).mean())
+            errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
         assert min(errors, key=errors.get) == true
 
 
