@@ -24,6 +24,7 @@ import functools
 import glob
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pkgutil
@@ -931,13 +932,11 @@ def serve(source: TextIO, sink: TextIO, loader: Any, runtime: str, threads: int,
     """Answers requests until `source` ends."""
     resolution = clock.resolution()
     hello = dict(loader.version(), worker=VERSION, runtime=runtime, threads=threads, resolution_s=resolution)
-    for line in [json.dumps(hello)]:
-        sink.write(line + "\n")
+    requests = (json.loads(line) for line in source if line.strip())
+    answers = (answer(request, loader, threads, clock, resolution) for request in requests)
+    for found in itertools.chain([hello], answers):
+        sink.write(json.dumps(found) + "\n")
         sink.flush()
-    for line in source:
-        if line.strip():
-            sink.write(json.dumps(answer(json.loads(line), loader, threads, clock, resolution)) + "\n")
-            sink.flush()
 
 
 def main(loaders: dict[str, Any] | None = None) -> None:
