@@ -68,7 +68,7 @@ ACTIVATIONS = frozenset(
     }
 )
 """What an "activation" operation does to each number; those of a network, and the arithmetic that exports leave."""
-BROADCASTS = ("", "channels", "positions", "scalar")
+BROADCASTS = ("", "channels", "positions", "scalar", "innermost")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -96,7 +96,9 @@ class OpConfig:
         use_bias: of a conv or dense operation.
         operands: number of input tensors of a `BINARY` kind or a concatenate.
         broadcast: of a `BINARY` kind, the shape of its second operand: "" that of the first, "channels" (batch, 1, 1,
-            channels), "positions" (batch, height, width, 1), "scalar". With one operand, the second is a constant.
+            channels), "positions" (batch, height, width, 1), "scalar". With one operand, the second is a constant;
+            "innermost" is one of a number for each channel of a tensor whose channels are last in memory, under a
+            runtime that has them first elsewhere.
         residual: a fused add: the output has a tensor of its own shape added to it before the activation.
         output_size: (rows, columns) of the output of a resize, slice or reshape.
         depth, kernel_depth, stride_depth: of a conv3d, the third axis of positions, kernel and stride.
@@ -150,6 +152,8 @@ class OpConfig:
                 "Invalid value for argument `broadcast`. "
                 f"Expected one of {list(BROADCASTS)}. Received: broadcast={self.broadcast!r}"
             )
+        if self.broadcast == "innermost" and self.operands != 1:
+            raise UsageError(f"Only a constant is innermost. Expected operands=1. Received: operands={self.operands}")
         for name in ("batch", "height", "width", "in_channels", "out_channels", "groups", "operands", "depth"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -274,6 +278,7 @@ class OpConfig:
             "channels": self.in_channels * (self.batch if self.operands > 1 else 1),
             "positions": self.input_positions,
             "scalar": 1,
+            "innermost": self.in_channels,
         }
         return sizes[self.broadcast]
 

@@ -328,9 +328,42 @@ def _nothing(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
 
 @_reads("Rescaling")
 def _rescaling(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
-    if np.ndim(call.layer.scale) or np.ndim(call.layer.offset):
+    """x * scale + offset, of a number each or of one a channel."""
+    (x,), scale, offset = inputs, np.squeeze(call.layer.scale), np.squeeze(call.layer.offset)
+    if any(values.shape not in {(), (len(x.ids),)} for values in (scale, offset)):
         return reader.opaque(call, inputs)
-    return [reader.elementwise(call, inputs[0])]
+    if scale.ndim or offset.ndim:
+        reader.channels.pin(x.ids, f"layer {call.name!r} (Rescaling) has a number for each of them")
+    x = _by_constant(reader, call, "multiply", x, bool(scale.ndim), ".scale")
+    return [_by_constant(reader, call, "add", x, bool(offset.ndim), ".offset") if offset.any() else x]
+
+
+@_reads("Normalization")
+def _normalization(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    """(x - mean) / deviation, of a number each or of one a channel."""
+    layer, (x,) = call.layer, inputs
+    last = len(call.inputs[0].shape) - 1
+    if layer.invert or tuple(axis % (last + 1) for axis in layer.axis or ()) not in {(), (last,)}:
+        return reader.opaque(call, inputs)
+    each = bool(layer.axis)
+    if each:
+        reader.channels.pin(x.ids, f"layer {call.name!r} (Normalization) has a mean for each of them")
+    x = _by_constant(reader, call, "subtract", x, each, ".mean", Weights(const=float(layer.count_params())))
+    return [_by_constant(reader, call, "multiply", x, each, ".deviation")]
+
+
+def _by_constant(
+    reader: Reader, call: Call, kind: str, x: Tensor, each: bool, part: str, weights: Weights = NO_WEIGHTS
+) -> Tensor:
+    """Arithmetic with a constant, `each` channel's own or one; an export folds a product into the product before it."""
+    op = _at(OpConfig(kind, broadcast="channels" if each else "scalar"), x)
+    before = reader.nodes[x.source].op if x.source >= 0 else None
+    if kind == "multiply" and before is not None and (before.kind, before.operands) == ("multiply", 1):
+        if each and before.broadcast == "scalar":
+            widened = dataclasses.replace(before, broadcast="channels")
+            reader.nodes[x.source] = dataclasses.replace(reader.nodes[x.source], op=widened)
+        return x
+    return reader.node(call, op, [x], x.ids, x.ids, weights, part)
 
 
 # ---- operations called on tensors: x + y, x * 0.5 -----------------------------------------------------------------

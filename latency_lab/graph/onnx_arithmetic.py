@@ -147,6 +147,8 @@ def _with_constant(reader: Reader, operator: Operator, x: Tensor, constant: Cons
         absorbed = _absorbed(reader, operator, x)
         if absorbed is not None:
             return [absorbed]
+    if broadcast == "channels" and len(x.shape) > 2 and x.axis == len(x.shape) - 1 and x.count > x.channels:
+        broadcast = "innermost"
     op = dataclasses.replace(x.op(_BINARY[operator.kind]), broadcast=broadcast)
     return [reader.made(operator.name, op, [x], like)]
 

@@ -44,8 +44,9 @@ def draw_ops(
     *,
     share: float = 1.0,
     dtype: str = "float32",
+    rows: Mapping[str, Row] | None = None,
 ) -> Iterator[OpConfig]:
-    """Operations of every row of `COMPUTING` and `MOVING`.
+    """Operations of rows.
 
     Args:
         rng: the same state gives the same operations.
@@ -53,8 +54,9 @@ def draw_ops(
         supported: whether the runtime can build an operation; others are left out.
         share: of each row's count.
         dtype: of the operations.
+        rows: by name; None: those of `COMPUTING` and `MOVING`.
     """
-    for name, row in {**COMPUTING, **MOVING}.items():
+    for name, row in {**COMPUTING, **MOVING}.items() if rows is None else rows.items():
         for _ in range(max(1, round(share * row.points))):
             op = _one(rng, name, row, rules, supported, dtype)
             if op is not None:
@@ -376,6 +378,22 @@ MOVING: Mapping[str, Row] = {
     "reorder in": Row(90, 5e2, 4e6, _kind("reorder_input")),
     "reorder out": Row(90, 5e2, 4e6, _kind("reorder_output")),
 }
+
+
+def _by_channels(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
+    """Constants that images are normalised by, before the first convolution; or that scale channels last."""
+    kind = str(rng.choice(["add", "multiply", "subtract"]))
+    broadcast = str(rng.choice(["innermost", "channels", "scalar"], p=[0.5, 0.25, 0.25]))
+    if rng.random() < 0.25:
+        return {"kind": kind, **_image(rng, numbers), "broadcast": broadcast}
+    channels = int(rng.choice([1, 3, 3, 3, 4]))
+    size = max(8, round((numbers / channels) ** 0.5))
+    image = {"height": size, "width": size, "in_channels": channels, "out_channels": channels}
+    return {"kind": kind, **image, "broadcast": broadcast}
+
+
+NORMALISING: Mapping[str, Row] = {"image normalisation": Row(150, 5e3, 8e5, _by_channels)}
+"""Drawn apart from the others, and after them."""
 
 
 def in_type(op: OpConfig, dtype: str) -> OpConfig:

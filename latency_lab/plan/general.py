@@ -9,7 +9,7 @@ import numpy as np
 from latency_lab import runtimes
 from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan.distributions import draw_ops, in_type
+from latency_lab.plan.distributions import NORMALISING, draw_ops, in_type
 from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
@@ -54,7 +54,8 @@ def general_plan(
     made = [network.of_type(precision) for network in generated_networks(rng, networks)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
-    ops = dict.fromkeys(op for op in [*drawn, *probed] if supported(op))
+    images = draw_ops(np.random.default_rng(3), rules, supported, share=share, dtype=precision, rows=NORMALISING)
+    ops = dict.fromkeys(op for op in [*drawn, *probed, *images] if supported(op))
     whole = [fused_network(network, converted(runtime, precision)) for network in made]
     return lone_and_whole(list(ops), [n for n in whole if all(supported(op) for op, _ in n.nodes)], runtime)
 

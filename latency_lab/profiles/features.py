@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.ops import KERNELED, MIXING, OpConfig
+from latency_lab.ops import BROADCASTS, KERNELED, MIXING, OpConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -100,10 +100,10 @@ def _logarithms(
 
 
 def _flags(ops: Sequence[OpConfig], shape: dict[str, Floats], kernel: Floats) -> list[Floats]:
-    """Kernel, stride and dilation as they are; padding, what is fused, how many operands."""
+    """Kernel, stride and dilation as they are; padding, what is fused, how many operands, of which shape."""
     pads = np.array([op.pads[0][0] + op.pads[1][0] for op in ops], np.float64)
     acts = np.array([op.activation is not None for op in ops], np.float64)
-    broadcast = np.array([bool(op.broadcast) for op in ops], np.float64)
+    broadcast = np.array([BROADCASTS.index(op.broadcast) for op in ops], np.float64)
     rows, columns, strides, dilation = kernel[:, 0], kernel[:, 1], kernel[:, 3], kernel[:, 5]
     return [rows, columns, kernel[:, 2], strides, dilation, pads, shape["operands"], shape["residual"], acts, broadcast]
 

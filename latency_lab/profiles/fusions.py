@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from latency_lab.ops import Network, OpConfig
+from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
 
@@ -45,7 +45,7 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
     A tensor that more than one node reads is never swallowed.
 
     Example:
-        >>> from latency_lab.ops import Network, OpConfig
+        >>> from latency_lab.ops import BINARY, Network, OpConfig
         >>> conv = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=8)
         >>> relu = OpConfig("activation", height=8, width=8, in_channels=8, out_channels=8, activation="relu")
         >>> [k.op.activation for k in fuse(Network(((conv, (-1,)), (relu, (0,)))), {"conv2d+relu"})]
@@ -76,6 +76,31 @@ def fused_network(network: Network, fusions: Collection[str]) -> Network:
     """The network with each kernel as one node; rules that add kernels play no part."""
     fusions = frozenset(fusions) - {INPUT_TRANSPOSE}
     return Network(tuple((kernel.op, kernel.inputs) for kernel in fuse(network, fusions)), network.name)
+
+
+def as_stored(network: Network, channels_first: bool, exported: bool) -> Network:
+    """The network with constants by channels named as they lie in memory (`OpConfig.broadcast`).
+
+    For a runtime of channels first, an export transposes an image after the arithmetic with constants that is done on
+    the image itself; a runtime of channels last has every constant innermost, and no name for it.
+
+    Args:
+        network: what is run.
+        channels_first: whether the runtime has channels first.
+        exported: whether the network is of a model that is still to be exported; else of a file, which says itself.
+    """
+    found: list[tuple[OpConfig, tuple[int, ...]]] = []
+    image: set[int] = set()
+    for index, (op, inputs) in enumerate(network.nodes):
+        by_constant = op.kind in BINARY and op.operands == 1
+        if by_constant and (inputs[0] < 0 or inputs[0] in image):
+            image.add(index)
+        if not channels_first and op.broadcast == "innermost":
+            op = dataclasses.replace(op, broadcast="channels")
+        elif channels_first and exported and index in image and op.broadcast == "channels":
+            op = dataclasses.replace(op, broadcast="innermost")
+        found.append((op, inputs))
+    return Network(tuple(found), network.name)
 
 
 def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:

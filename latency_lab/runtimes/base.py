@@ -308,8 +308,8 @@ def operand(op: OpConfig, index: int) -> Array:
     """The constant second operand of a binary operation with one operand: positive, about 1.
 
     Returns:
-        by `op.broadcast`: "" [height, width, channels] (or [channels] of one position), "channels" [channels],
-        "positions" [height, width, 1], "scalar" [].
+        by `op.broadcast`: "" [height, width, channels] (or [channels] of one position), "channels" and
+        "innermost" [channels], "positions" [height, width, 1], "scalar" [].
     """
     if op.kind not in BINARY:
         raise UsageError(f"Only {sorted(BINARY)} have a second operand. Received: {op.key!r}")
@@ -319,6 +319,7 @@ def operand(op: OpConfig, index: int) -> Array:
         "channels": (op.in_channels,),
         "positions": (*space, 1),
         "scalar": (),
+        "innermost": (op.in_channels,),
     }
     return np.maximum(1 + _cut(shapes[op.broadcast], index + 27644, 0.25), np.float32(0.1))
 

@@ -186,6 +186,8 @@ def _reason_of_type(op: OpConfig) -> str | None:
 def _reason_of_kind(op: OpConfig) -> str | None:
     if op.kind in REORDERS:
         return "LiteRT keeps channels last throughout: there is no operator that reorders them."
+    if op.broadcast == "innermost":
+        return "LiteRT keeps channels last throughout: a constant by channels is innermost already."
     if op.activation == "erf":
         return "TFLite has no operator for erf; a GELU is one operator of its own."
     if op.kind == "activation" and op.activation is None:

@@ -132,6 +132,8 @@ class TensorFlow:
             return f"only float32 models are built, this is {op.dtype}."
         if op.kind in REORDERS | CASTS:
             return f"a float32 TensorFlow graph has no {op.kind}."
+        if op.broadcast == "innermost":
+            return "TensorFlow keeps channels last here: a constant by channels is innermost already."
         padded = isinstance(op.padding, tuple) and any(map(any, op.padding))
         if op.kind in {"max_pool", "avg_pool"} and padded:
             return "TensorFlow pools pad as 'same' or 'valid', not by given counts."
