@@ -200,6 +200,7 @@ NEW_KINDS = [
     op("dense", 1, 10, out_channels=6, use_bias=False, batch=2),
     *(op(kind, operands=n, **how) for kind in sorted(BINARY_MEANING) for n in (1, 2) for how in BROADCASTS),
     *(op("add", 1, 1, 12, operands=n, batch=2) for n in (1, 2)),
+    *(op(kind, broadcast="innermost") for kind in ("add", "multiply", "subtract")),
     op("layer_norm"),
     op("layer_norm", 1, 1, 12),
     op("group_norm", groups=4),

@@ -1,5 +1,6 @@
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import fuse, fused_network
+from latency_lab.profiles.fusions import as_stored
 
 IMAGE = {"height": 8, "width": 8}
 CONV = OpConfig("conv2d", **IMAGE, in_channels=4, out_channels=4, kernel_size=(3, 3), use_bias=False)
@@ -66,3 +67,20 @@ def test_fused_network_is_a_network_of_the_kernels():
     network = fused_network(RESIDUAL, RULES | {"input+transpose"})
     assert [op.kind for op, _ in network.nodes] == ["conv2d", "conv2d", "add"]
     assert network.outputs == (2,)
+
+
+def test_constants_of_the_image_are_innermost_before_an_export_transposes_it():
+    image = {**IMAGE, "in_channels": 3, "out_channels": 3}
+    scale, shift = OpConfig("multiply", **image, broadcast="scalar"), OpConfig("add", **image, broadcast="channels")
+    conv = OpConfig("conv2d", **IMAGE, in_channels=3, out_channels=4)
+    later = OpConfig("multiply", **IMAGE, in_channels=4, out_channels=4, broadcast="channels")
+    network = Network(((scale, (-1,)), (shift, (0,)), (conv, (1,)), (later, (2,))))
+
+    def spread(network, **how):
+        return [op.broadcast for op, _ in as_stored(network, **how).nodes]
+
+    first = as_stored(network, channels_first=True, exported=True)
+    assert [op.broadcast for op, _ in first.nodes] == ["scalar", "innermost", "", "channels"]
+    assert spread(first, channels_first=False, exported=False) == ["scalar", "channels", "", "channels"]
+    assert spread(network, channels_first=True, exported=False) == ["scalar", "channels", "", "channels"]
+    assert spread(network, channels_first=False, exported=True) == ["scalar", "channels", "", "channels"]

@@ -344,6 +344,32 @@ def test_less_common_layers_have_a_cost(layer, key) -> None:
     assert (graph.nodes[-1].op.output_height, graph.nodes[-1].op.output_width) == tuple(model.output.shape[1:3])
 
 
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ([layers.Rescaling(1 / 255)], ["multiply by scalar"]),
+        ([layers.Rescaling(1 / 127.5, offset=-1)], ["multiply by scalar", "add by scalar"]),
+        ([layers.Rescaling([0.5, 1.0, 2.0])], ["multiply by channels"]),
+        ([layers.Normalization()], ["subtract by channels", "multiply by channels"]),
+        ([layers.Normalization(mean=0.5, variance=2.0, axis=None)], ["subtract by scalar", "multiply by scalar"]),
+        (
+            [layers.Rescaling(1 / 255), layers.Normalization(), layers.Rescaling([0.5, 1.0, 2.0])],
+            ["multiply by scalar", "subtract by channels", "multiply by channels"],
+        ),
+        ([layers.Rescaling(2.0), layers.Rescaling([0.5, 1.0, 2.0])], ["multiply by channels"]),
+    ],
+)
+def test_normalisation_of_images_is_arithmetic(before, expected) -> None:
+    image = x = keras.Input((8, 8, 3))
+    for layer in before:
+        x = type(layer).from_config(layer.get_config())(x)
+    model = keras.Model(image, conv(6, "a")(x))
+    graph = ChannelGraph.from_model(model)
+    assert [node.op.family for node in graph.nodes[:-1]] == expected
+    assert graph.unknown == ()
+    assert ParamsCost(graph).at() == model.count_params()
+
+
 def test_the_scaled_residual_of_inception_resnet_is_an_add() -> None:
     from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 

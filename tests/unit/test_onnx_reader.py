@@ -179,6 +179,17 @@ def test_arithmetic_with_a_constant(tmp_path, kind, constant, expected):
     assert (op.kind, op.broadcast, op.operands) == (*expected, 1)
 
 
+def test_a_constant_by_channels_that_are_last_is_innermost(tmp_path):
+    def build(net, x):
+        scaled = net.op("Mul", x, net.constant(np.ones(3)))
+        moved = net.op("Transpose", net.op("Add", scaled, net.constant(1.0)), perm=[0, 3, 1, 2])
+        return net.op("Sub", moved, net.constant(np.ones((3, 1, 1))))
+
+    graph = graph_of(tmp_path, build, shape=[1, 12, 10, 3])
+    found = [op.family for op in graph.op_configs()]
+    assert sorted(found) == ["add by scalar", "multiply by innermost", "subtract by channels", "transpose"]
+
+
 def test_arithmetic_of_tensors(tmp_path):
     def build(net, x):
         y, gate = net.op("Relu", x), net.op("GlobalAveragePool", x)
