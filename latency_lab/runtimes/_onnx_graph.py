@@ -129,7 +129,7 @@ class _Graph:
     def _layout(self, i: int) -> str:
         """The layout that node i works in."""
         op, sources = self._network.nodes[i]
-        if _is_last(op):
+        if is_channels_last(op):
             return _LAST
         if op.kind == "transpose":
             return self._layouts[sources[0]] if sources[0] >= 0 else _LAST
@@ -159,7 +159,7 @@ class _Graph:
         shape, op = self._shapes.inputs[k], self._network.nodes[0][0]
         if self._between and len(shape) == 4 and op.kind != "transpose":
             return (*shape[:-1], 1)
-        if not self._lone or len(shape) == 2 or op.kind == "transpose" or _is_last(op):
+        if not self._lone or len(shape) == 2 or op.kind == "transpose" or is_channels_last(op):
             return shape
         shape = _channels_first(shape)
         one_channel = self._is_blocked(-1 - k) or op.kind == "reorder_output"
@@ -234,7 +234,7 @@ def _reads_coded(network: Network, source: int) -> bool:
     return all(op.dtype == "int8" and op.kind != "quantize" for op in readers)
 
 
-def _is_last(op: OpConfig) -> bool:
+def is_channels_last(op: OpConfig) -> bool:
     """Whether it works on channels that are last."""
     return op.kind in CHANNELS_LAST or op.broadcast == "innermost"
 

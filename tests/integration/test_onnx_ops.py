@@ -14,7 +14,7 @@ from latency_lab import runtimes
 from latency_lab.convert import to_onnx
 from latency_lab.ops import ACTIVATIONS, KINDS, Network, OpConfig
 from latency_lab.runtimes import base, worker
-from latency_lab.runtimes._onnx_graph import CHANNELS_LAST
+from latency_lab.runtimes._onnx_graph import is_channels_last
 
 RUNTIME = runtimes.get("onnxruntime")
 
@@ -42,7 +42,7 @@ def to_first(values):
 
 def run_lone(found, inputs):
     """A lone operation takes and gives images channels first, unless its kind works channels last."""
-    first = found.kind not in CHANNELS_LAST | {"transpose"}
+    first = not is_channels_last(found) and found.kind != "transpose"
     running = session(RUNTIME.build(Network.of(found)))
     fed = [to_first(x) if first and x.ndim > 2 else x for x in inputs]
     names = [node.name for node in running.get_inputs()]
