@@ -37,7 +37,10 @@ FEATURES = (
 
 
 def work(ops: Sequence[OpConfig], quanta: tuple[int, int]) -> Floats:
-    """[n, 5]: 1, multiply-adds with channels rounded up to `quanta`, input, weight and output bytes (in 1e6)."""
+    """[n, 5]: 1, multiply-adds with channels rounded up to `quanta`, input, weight and output bytes (in 1e6).
+
+    Of a kind without multiply-adds, the numbers made take their place; of an innermost constant, the positions.
+    """
     rows = []
     for op in ops:
         if op.kind in KERNELED:
@@ -45,6 +48,8 @@ def work(ops: Sequence[OpConfig], quanta: tuple[int, int]) -> Floats:
         else:
             stepped = op.output_positions * op.out_channels * _filled(op.out_channels, quanta[1])
             stepped *= op.kernel_size[0] * op.kernel_size[1]
+        if op.broadcast == "innermost":  # a row of channels at a time
+            stepped = op.output_positions
         if op.kind in MIXING:
             stepped *= _filled(op.in_channels // op.groups, quanta[0])
         rows.append([1e6, stepped, op.input_bytes, op.weight_bytes, op.output_bytes])
