@@ -66,7 +66,7 @@ def general_profile(
     path, report = folder / "profile.json.gz", folder / "profile-made.json"
     if path.exists() and report.exists() and not args.refit:
         return ll.load_profile(path), json.loads(report.read_text())
-    spent = _Stopwatch(folder / "seconds.json", networks, args.refit)
+    spent = Stopwatch(folder / "seconds.json", networks, args.refit)
     journal = folder / "profile.journal.jsonl"
     with spent:
         if args.refit:
@@ -96,10 +96,10 @@ def general_profile(
     return ll.load_profile(path), made
 
 
-class _Stopwatch:
+class Stopwatch:
     """Seconds over several runs, kept in a file, less those that went to whole networks."""
 
-    def __init__(self, path: Path, networks: Networks, refit: bool) -> None:
+    def __init__(self, path: Path, networks: Networks, refit: bool = False) -> None:
         self._path, self._networks, self._refit = path, networks, refit
         self.seconds: float = json.loads(path.read_text()) if path.exists() else 0.0
 
@@ -187,9 +187,13 @@ class Networks:
             self._one()
 
     def finish(self) -> None:
-        """Measures what is left."""
+        """Measures what is left, and ends."""
         while self._waiting:
             self._one()
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker, and what was measured is kept."""
         if self._worker is not None:
             self._worker.close()
         self._file.close()
