@@ -193,7 +193,9 @@ def test_measure_and_doctor_ask_the_board(server, model, capsys):
 
 
 @pytest.mark.full
-def test_a_board_with_tflite_runtime_alone(server, tmp_path, model, capsys):
+def test_a_board_with_tflite_runtime_alone_is_killed_and_cut_in_the_middle(
+    server, tmp_path, model, monkeypatch, capsys
+):
     if sys.version_info[:2] not in {(3, 9), (3, 10), (3, 11)}:
         pytest.skip("tflite-runtime 2.14 has wheels for Python 3.9 to 3.11")
     folder = tmp_path / "venv"
@@ -208,5 +210,23 @@ def test_a_board_with_tflite_runtime_alone(server, tmp_path, model, capsys):
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["runtimes"]}
     assert checks["litert"]["detail"].startswith("tflite-runtime 2.14.0")
     assert "pip install numpy onnxruntime" in checks["onnxruntime"]["detail"]
-    assert main(["profile", "--model", model, "-o", str(tmp_path / "p.json"), *there]) == 0
+    events = iter((None, None, server.stop, None, server.cut))
+    real = Journal.append
+
+    def append(self, line, task=None):
+        real(self, line, task)
+        if line["status"] == "ok" and (event := next(events, None)):
+            event()
+
+    monkeypatch.setattr(Journal, "append", append)
+    command = ["profile", "--model", model, "-o", str(tmp_path / "p.json"), *there]
+    assert main(command) == 3  # the server was killed after three blocks
+    server.start()
+    assert main(command) == 0  # and its sessions after two more: connected again
+    assert next(events, "all") == "all"
+    lines = [json.loads(line) for line in (tmp_path / "p.journal.jsonl").read_text().splitlines()]
+    found = [(line["key"], line["round"]) for line in lines if line["status"] == "ok"]
+    assert len(found) == len(set(found)) == 5 * len({key for key, _ in found})
+    assert not [line for line in lines if line["status"] == "failed"]
     assert json.loads((tmp_path / "p.json").read_text())["environment"]["package"] == "tflite-runtime"
+    assert left(server) == []
