@@ -149,6 +149,7 @@ class Networks:
         start: starts a worker.
         journal: file that keeps their blocks; a run that was stopped goes on from it.
         shares: of the networks' rounds that go with each pass of the profile.
+        protocol: of their blocks.
 
     Attributes:
         blocks: name -> blocks so far.
@@ -161,7 +162,9 @@ class Networks:
         start: Callable[[], Worker],
         journal: Path,
         shares: Sequence[float] = PASS_SHARES,
+        protocol: Protocol | None = None,
     ) -> None:
+        self._protocol = protocol or Protocol()
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.seconds = 0.0
         self._passes, self._shares = 0, shares
@@ -172,7 +175,7 @@ class Networks:
             self.blocks.setdefault(block["name"], []).append(block)
         self._file = journal.open("a")
         self._waiting = []
-        for round_ in range(Protocol().rounds):
+        for round_ in range(self._protocol.rounds):
             left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
             random.Random(round_).shuffle(left)
             self._waiting += [(entry["name"], path, round_) for entry, path in left]
@@ -201,7 +204,7 @@ class Networks:
     def _one(self) -> None:
         began = time.monotonic()
         name, path, round_ = self._waiting.pop(0)
-        settings = Protocol().settings(whole=True)
+        settings = self._protocol.settings(whole=True)
         if self._worker is None or self._all - len(self._waiting) == self._all // 2:
             self._restart()
         try:

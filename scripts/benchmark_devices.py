@@ -107,7 +107,7 @@ def main() -> None:
 
 def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Convert, profile with the networks in between, fit, compare."""
-    case, folder = CASES[name], args.runs / "-".join([name, *args.only])
+    case, folder, protocol = CASES[name], args.runs / "-".join([name, *args.only]), Protocol(rounds=args.rounds)
     folder.mkdir(parents=True, exist_ok=True)
     entries = [entry for entry in accuracy_models.networks() if entry["name"] in (args.only or NETWORKS)]
     paths = {entry["name"]: converted(entry, case.converted_for, args.cache) for entry in entries}
@@ -117,7 +117,9 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     python = environment(args.runs / f"{name}-python", case.packages)
     with reached(case, python) as where:
         found = [(entry, paths[entry["name"]]) for entry in entries]
-        networks = Networks(found, lambda: where.start(case.runtime, THREADS), folder / "networks.jsonl", (1.0,))
+        networks = Networks(
+            found, lambda: where.start(case.runtime, THREADS), folder / "networks.jsonl", (1.0,), protocol
+        )
         spent = Stopwatch(folder / "seconds.json", networks)
         with spent:
             journal = ll.profile(
@@ -125,6 +127,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 runtime=case.runtime,
                 threads=THREADS,
                 journal=folder / "profile.journal.jsonl",
+                protocol=protocol,
                 on=where,
                 on_progress=networks.between,
             )
@@ -138,7 +141,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "packages": installed(python),
         "points": len(journal.blocks),
         "failed": dict(journal.failures),
-        "rounds": Protocol().rounds,
+        "rounds": args.rounds,
         "seconds": round(spent.seconds, 1),
         "half_width": profile.network.half_width,
         **summary(rows),
@@ -259,7 +262,7 @@ def table(found: Mapping[str, Any]) -> str:
     who = found["environment"]
     device = f"{who['package']} {who['version']}; {who['cpu']}, {who['cores']} cores"
     lines = [
-        f"{found['title']} ({device}): {found['points']:,} points in {found['seconds']:.0f} s.",
+        f"{found['title']} ({device}): {found['points']:,} points, {found['rounds']} rounds, {found['seconds']:.0f} s.",
         "",
         "| network | measured ms | predicted ms | error | error, correction fitted without it |",
         "|---|---|---|---|---|",
@@ -291,6 +294,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="NETWORK", help="these networks alone")
     parser.add_argument("--cache", type=Path, default=accuracy_models.CACHE, help="of converted networks")
     parser.add_argument("--runs", type=Path, default=accuracy_models.CACHE.parent / "devices", help="journals")
+    parser.add_argument("--rounds", type=int, default=Protocol().rounds, help="blocks of each operation and network")
     parser.add_argument("-o", "--output", type=Path, default=Path("devices.json"))
     args = parser.parse_args()
     args.cases = args.cases or list(CASES)

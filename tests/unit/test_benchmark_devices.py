@@ -81,9 +81,16 @@ def test_a_table_has_a_line_a_network(devices):
     good = {"name": "a", "measured_ms": 6.914, "predicted_ms": 7.0, "error": 0.0124, "error_held_out": -0.15}
     rows = [good, {"name": "d", "failed": "it has no file"}]
     who = {"package": "ai-edge-litert", "version": "2.1", "cpu": "A board", "cores": 4}
-    case = {"title": "LiteRT", "environment": who, "points": 1234, "seconds": 61.2, **devices.summary(rows)}
+    case = {
+        "title": "LiteRT",
+        "environment": who,
+        "points": 1234,
+        "rounds": 5,
+        "seconds": 61.2,
+        **devices.summary(rows),
+    }
     lines = devices.tables({"cases": {"ssh-litert": {**case, "networks": rows}}}).splitlines()
-    assert lines[0] == "LiteRT (ai-edge-litert 2.1; A board, 4 cores): 1,234 points in 61 s."
+    assert lines[0] == "LiteRT (ai-edge-litert 2.1; A board, 4 cores): 1,234 points, 5 rounds, 61 s."
     assert lines[4:] == [
         "| a | 6.91 | 7.00 | +1.2% | -15.0% |",
         "| d | - | - | it has no file | - |",
