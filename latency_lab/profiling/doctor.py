@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,8 @@ def spread_warnings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> list[str
 
 def _check(name: str, start: Callable[[str], Worker], cores: int) -> RuntimeCheck:
     op = OpConfig("conv2d", height=4, width=4, in_channels=4, out_channels=4)
+    if runtimes.get(name).reason_unsupported(op):
+        op = dataclasses.replace(op, dtype="int8")
     try:
         worker = start(name)
     except LatencyLabError as error:
