@@ -137,7 +137,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "title": case.title,
         "environment": dict(journal.identity),
-        "conditions": journal.notes,
+        "conditions": [{name: note.get(name) for name in ("round", "time", "load")} for note in journal.notes],
         "packages": installed(python),
         "points": len(journal.blocks),
         "failed": dict(journal.failures),
