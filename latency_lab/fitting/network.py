@@ -34,6 +34,8 @@ CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
 CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6)
 LEAST_NETWORKS = 4
+B = -2
+"""Where b stands in the terms."""
 
 
 def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
@@ -56,12 +58,13 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     shared = np.array([_features(ops, hot, cold) for ops in networks])
     weights = np.array([sum(op.weight_bytes for op in ops) for ops in networks])
     terms = {cached: np.column_stack([shared, np.maximum(weights - cached, 0.0)]) for cached in CACHED_BYTES}
-    tried = {cached: leave_one_out(terms[cached], latency) for cached in CACHED_BYTES}
+    lower = lower_bounds(journal)
+    tried = {cached: leave_one_out(terms[cached], latency, lower) for cached in CACHED_BYTES}
     cached = min(tried, key=lambda size: float(np.abs(tried[size]).mean()))
-    found, residuals = _solve(terms[cached], latency), tried[cached]
+    found, residuals = _solve(terms[cached], latency, lower), tried[cached]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
-        b_ms=float(found[-2]),
+        b_ms=float(found[B]),
         c_ms_per_byte=float(found[-1]),
         cold_share=float(found[-3]) if terms[cached][:, -3].any() else 0.0,
         residuals=tuple(round(float(r), 5) for r in residuals),
@@ -94,14 +97,25 @@ def _features(ops: Sequence[OpConfig], hot: DeviceProfile, cold: DeviceProfile) 
     return [*sums.values(), extra, float(len(ops))]
 
 
-def leave_one_out(terms: Floats, latency_ms: Floats) -> Floats:
+def lower_bounds(journal: Journal) -> Floats:
+    """`LOWER`, with room for b to take off what a call costs: at most what the quickest lone operation takes.
+
+    A provider that is handed a whole network is called once for all of its kernels.
+    """
+    lone = [key for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks]
+    found = LOWER.copy()
+    found[B] = min(LOWER[B], -min((journal.statistic(key).latency_ms for key in lone), default=0.0))
+    return found
+
+
+def leave_one_out(terms: Floats, latency_ms: Floats, lower: Floats = LOWER) -> Floats:
     """predicted / measured - 1 of each network by a fit that has not seen it, [n]."""
     chosen = np.arange(len(latency_ms))
-    fits = [_solve(terms[chosen != i], latency_ms[chosen != i]) for i in chosen]
+    fits = [_solve(terms[chosen != i], latency_ms[chosen != i], lower) for i in chosen]
     return np.array([float(terms[i] @ fits[i] / latency_ms[i] - 1) for i in chosen])
 
 
-def _solve(terms: Floats, latency_ms: Floats) -> Floats:
+def _solve(terms: Floats, latency_ms: Floats, lower: Floats) -> Floats:
     """Bounded robust least squares of relative errors, with a pull of each term towards its prior."""
     from scipy.optimize import least_squares
 
@@ -109,10 +123,10 @@ def _solve(terms: Floats, latency_ms: Floats) -> Floats:
     design = terms / latency_ms[:, None] / scale
     pull = OTHERS_WEIGHT * scale / scale[: len(GROUPS)].sum()
     pull[: len(GROUPS)] = FACTOR_WEIGHT
-    start = np.clip(PRIOR, LOWER + 1e-9, UPPER - 1e-9) * scale
+    start = np.clip(PRIOR, lower + 1e-9, UPPER - 1e-9) * scale
 
     def residuals(x: Floats) -> Floats:
         return np.concatenate([design @ x - 1.0, np.sqrt(len(terms)) * pull * (x / scale - PRIOR)])
 
-    found = least_squares(residuals, start, bounds=(LOWER * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
+    found = least_squares(residuals, start, bounds=(lower * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
     return np.asarray(found.x / scale, np.float64)
