@@ -143,10 +143,9 @@ class Pipe:
         if self._fault:
             return self._fault
         self._readers[1].join(timeout=2)
-        text = self._tail[-600:].decode(errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
         telling = [line for line in lines if not _NOTE.match(line)] or lines
-        return " | ".join(plain(line) for line in telling[-3:])
+        return " | ".join(plain(line) for line in telling[-3:])[-600:]
 
     def close(self) -> None:
         """Ends it."""
