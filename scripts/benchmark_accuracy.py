@@ -16,7 +16,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from latency_lab import files
 from latency_lab.errors import LatencyLabError
 from latency_lab.plan import measure_in_general
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import Journal, LocalWorker, Progress, Protocol, WorkerDiedError, statistic
+from latency_lab.profiling import Journal, LocalWorker, Progress, Protocol, Worker, WorkerDiedError, statistic
 from latency_lab.profiling.environment import conditions, identity
 
 PASS_SHARES = (0.4, 0.6)
@@ -45,7 +45,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     entries = [e for e in accuracy_models.networks() if accuracy_models.runs_on(e, args.runtime)]
     found, missing = _files(entries, args.runtime, args.precision, args.cache)
-    networks = Networks(found, args.runtime, args.threads, folder / "networks.jsonl")
+    networks = Networks(found, lambda: LocalWorker(args.runtime, args.threads), folder / "networks.jsonl")
     profile, made = general_profile(args, key, folder, networks)
     if not args.refit:
         networks.finish()
@@ -66,7 +66,7 @@ def general_profile(
     path, report = folder / "profile.json.gz", folder / "profile-made.json"
     if path.exists() and report.exists() and not args.refit:
         return ll.load_profile(path), json.loads(report.read_text())
-    spent = _Stopwatch(folder / "seconds.json", networks, args.refit)
+    spent = Stopwatch(folder / "seconds.json", networks, args.refit)
     journal = folder / "profile.journal.jsonl"
     with spent:
         if args.refit:
@@ -96,10 +96,10 @@ def general_profile(
     return ll.load_profile(path), made
 
 
-class _Stopwatch:
+class Stopwatch:
     """Seconds over several runs, kept in a file, less those that went to whole networks."""
 
-    def __init__(self, path: Path, networks: Networks, refit: bool) -> None:
+    def __init__(self, path: Path, networks: Networks, refit: bool = False) -> None:
         self._path, self._networks, self._refit = path, networks, refit
         self.seconds: float = json.loads(path.read_text()) if path.exists() else 0.0
 
@@ -144,23 +144,38 @@ def _files(
 class Networks:
     """Whole networks, measured between the blocks of the profile, so that both see the machine in the same states.
 
+    Args:
+        found: (entry, file) of each.
+        start: starts a worker.
+        journal: file that keeps their blocks; a run that was stopped goes on from it.
+        shares: of the networks' rounds that go with each pass of the profile.
+        protocol: of their blocks.
+
     Attributes:
         blocks: name -> blocks so far.
         seconds: spent on them.
     """
 
-    def __init__(self, found: Sequence[tuple[dict[str, Any], Path]], runtime: str, threads: int, journal: Path) -> None:
+    def __init__(
+        self,
+        found: Sequence[tuple[dict[str, Any], Path]],
+        start: Callable[[], Worker],
+        journal: Path,
+        shares: Sequence[float] = PASS_SHARES,
+        protocol: Protocol | None = None,
+    ) -> None:
+        self._protocol = protocol or Protocol()
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.seconds = 0.0
-        self._passes = 0
-        self._start = lambda: LocalWorker(runtime, threads)
-        self._worker: LocalWorker | None = None
+        self._passes, self._shares = 0, shares
+        self._start = start
+        self._worker: Worker | None = None
         for line in journal.read_text().splitlines() if journal.exists() else []:
             block = json.loads(line)
             self.blocks.setdefault(block["name"], []).append(block)
         self._file = journal.open("a")
         self._waiting = []
-        for round_ in range(Protocol().rounds):
+        for round_ in range(self._protocol.rounds):
             left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
             random.Random(round_).shuffle(left)
             self._waiting += [(entry["name"], path, round_) for entry, path in left]
@@ -168,16 +183,20 @@ class Networks:
 
     def between(self, progress: Progress) -> None:
         """Called after each block of the profile: measures the networks that are due. A pass has its own share."""
-        share = progress.done / progress.total
         self._passes += progress.done == 1
-        due = self._all * (PASS_SHARES[0] * share if self._passes == 1 else PASS_SHARES[0] + PASS_SHARES[1] * share)
+        before, now = self._shares[: self._passes - 1], self._shares[self._passes - 1]
+        due = self._all * (sum(before) + now * progress.done / progress.total)
         while self._waiting and self._all - len(self._waiting) < due:
             self._one()
 
     def finish(self) -> None:
-        """Measures what is left."""
+        """Measures what is left, and ends."""
         while self._waiting:
             self._one()
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker, and what was measured is kept."""
         if self._worker is not None:
             self._worker.close()
         self._file.close()
@@ -185,7 +204,7 @@ class Networks:
     def _one(self) -> None:
         began = time.monotonic()
         name, path, round_ = self._waiting.pop(0)
-        settings = Protocol().settings(whole=True)
+        settings = self._protocol.settings(whole=True)
         if self._worker is None or self._all - len(self._waiting) == self._all // 2:
             self._restart()
         try:

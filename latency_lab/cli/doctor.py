@@ -12,14 +12,23 @@ from latency_lab.cli.output import emit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--on, --python, --benchmark-model."""
+    """The device, --runtime."""
     add_device(parser)
+    parser.add_argument(
+        "--runtime",
+        metavar="R",
+        dest="runtimes",
+        action="append",
+        default=[],
+        help="try this one alone, as profile and measure name it: onnxruntime:openvino, litert:gpu, vela (may be given "
+        "more than once; default: litert, onnxruntime, tensorflow and tensorflow-xla)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Look, and print what was seen."""
     import latency_lab
 
-    report = latency_lab.doctor(on=device_of(args))
+    report = latency_lab.doctor(on=device_of(args), names=args.runtimes)
     emit(report, as_json=args.json)
     return 0 if report.trusted else 1

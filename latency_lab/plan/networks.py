@@ -33,14 +33,35 @@ def model_networks(
         low, high = np.sort(rng.uniform(0.2, 1.0, 2))
         widths = np.maximum(1, np.ceil(graph.full_widths * rng.uniform(low, high, len(graph.groups)) / 8) * 8)
         whole = graph.network(np.minimum(widths, graph.full_widths).astype(int))
-        if graph.source == "keras":
-            whole = whole.of_type(precision)
+        whole = whole.of_type(precision) if graph.source == "keras" else without_transposes(whole)
         network = fused_network(whole, converted(runtime, precision))
         macs = np.cumsum([op.macs for op, _ in network.nodes])
         most = min(int(macs[-1]), MODEL_MACS)
         cut = int(np.searchsorted(macs, min(rng.uniform(0.3, 1.3), 1.0) * most))
         found.append(beginning(network, min(ends(network), key=lambda end: abs(end - cut))))
     return found
+
+
+def without_transposes(network: Network) -> Network:
+    """The network of a file without its transposes: the builder of a network puts its own where they are needed.
+
+    Example:
+        >>> from latency_lab.ops import Network, OpConfig
+        >>> moved = OpConfig("transpose", height=8, width=8, in_channels=3, out_channels=3)
+        >>> conv = OpConfig("conv2d", height=8, width=8, in_channels=3, out_channels=8)
+        >>> [inputs for _, inputs in without_transposes(Network(((moved, (-1,)), (conv, (0,))))).nodes]
+        [(-1,)]
+    """
+    nodes: list[tuple[OpConfig, tuple[int, ...]]] = []
+    new: dict[int, int] = {}
+    for i, (op, inputs) in enumerate(network.nodes):
+        sources = tuple(new.get(source, source) for source in inputs)
+        if op.kind == "transpose":
+            new[i] = sources[0]
+            continue
+        new[i] = len(nodes)
+        nodes.append((op, sources))
+    return Network(tuple(nodes), network.name)
 
 
 def ends(network: Network) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,10 @@ class Doctor:
 
 
 def doctor(
-    clock: Any = None, start_worker: Callable[[str], Worker] | None = None, on: str | Device = "local"
+    clock: Any = None,
+    start_worker: Callable[[str], Worker] | None = None,
+    on: str | Device = "local",
+    names: Sequence[str] = (),
 ) -> Doctor:
     """Looks at a device: tries each runtime, and times a fixed piece of work.
 
@@ -83,16 +87,19 @@ def doctor(
         clock: has `wall()` and `cpu()` in seconds; the device's own by default.
         start_worker: starts the worker of a runtime by name, in place of the device.
         on: the device: "local", "ssh://user@host:port", "adb://serial", or what `device` gives.
+        names: of the runtimes to try, "onnxruntime:openvino" say; by default those that may be there.
 
     Raises:
         DeviceLostError: the device cannot be reached.
+        UsageError: there is no runtime of a name.
     """
     where = device(on)
+    names = [runtimes.get(name).name for name in names or where.runtimes]
     start = start_worker or (lambda name: where.start(name, 1))
     seen = where.probe(0 if clock else SAMPLES)
     who, now = seen["identity"], seen["conditions"]
     found = timing_warnings(clock) if clock else spread_warnings(seen["wall_s"], seen["cpu_s"])
-    checks = tuple(_check(name, start, who["cores"]) for name in where.runtimes)
+    checks = tuple(_check(name, start, who["cores"]) for name in names)
     return Doctor(checks, (*standing_warnings(who, now), *found), {**who, **now})
 
 
@@ -152,6 +159,8 @@ def spread_warnings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> list[str
 
 def _check(name: str, start: Callable[[str], Worker], cores: int) -> RuntimeCheck:
     op = OpConfig("conv2d", height=4, width=4, in_channels=4, out_channels=4)
+    if runtimes.get(name).reason_unsupported(op):
+        op = dataclasses.replace(op, dtype="int8")
     try:
         worker = start(name)
     except LatencyLabError as error:
@@ -168,4 +177,5 @@ def _check(name: str, start: Callable[[str], Worker], cores: int) -> RuntimeChec
     finally:
         worker.close()
     hello = worker.hello
-    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {cores} cores")
+    there = hello.get("device") or f"{cores} cores"
+    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {there}")

@@ -29,6 +29,8 @@ EXTRAS = {"onnxruntime": "onnx", "tensorflow": "keras", "tensorflow-xla": "keras
 """Where the extra is not named like the runtime."""
 ESTIMATED = "estimated"
 """What a worker names as the provenance of times that were not measured: the same each time."""
+_NOTE = re.compile(r"WARNING: All log messages before absl|[IW][0-9]{4} [0-9:.]+ ")
+"""How lines begin that TensorFlow logs below an error, whatever it was asked."""
 
 
 class Worker(Protocol):
@@ -137,12 +139,13 @@ class Pipe:
         return self._process.wait()
 
     def last_words(self) -> str:
-        """What was wrong with what it said, or the last lines of stderr; "" for nothing."""
+        """What was wrong with what it said, or the last lines of stderr, a framework's notes apart; "" for nothing."""
         if self._fault:
             return self._fault
         self._readers[1].join(timeout=2)
-        text = self._tail[-600:].decode(errors="replace")
-        return " | ".join(plain(line.strip()) for line in text.splitlines()[-3:] if line.strip())
+        lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines() if line.strip()]
+        telling = [line for line in lines if not _NOTE.match(line)] or lines
+        return " | ".join(plain(line) for line in telling[-3:])[-600:]
 
     def close(self) -> None:
         """Ends it."""

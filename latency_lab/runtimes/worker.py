@@ -503,6 +503,9 @@ def profiled_runs(text: str) -> list[list[ProfiledKernel]]:
     return runs
 
 
+_PROFILES = itertools.count()
+
+
 def onnx_session(model: Any, threads: int, profiling: bool, provider: Any = "CPUExecutionProvider") -> Any:
     """A session on a model's path or bytes; the provider is a name or (name, options)."""
     import onnxruntime
@@ -514,7 +517,8 @@ def onnx_session(model: Any, threads: int, profiling: bool, provider: Any = "CPU
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     if profiling:
         options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"latency-lab-{os.getpid()}")
+        name = f"latency-lab-{os.getpid()}-{next(_PROFILES)}"  # older releases add the second alone
+        options.profile_file_prefix = os.path.join(tempfile.gettempdir(), name)
     return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
 
 

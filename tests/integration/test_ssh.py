@@ -1,18 +1,13 @@
 """A device by ssh: an OpenSSH server of the test's own on the loopback address, with its own keys."""
 
-import contextlib
 import dataclasses
-import getpass
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +17,8 @@ from latency_lab.cli.main import main
 from latency_lab.errors import DeviceLostError, MissingRuntimeError, UsageError
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling import Journal, Protocol, WorkerDiedError, device, environment_of, remote
+from scripts._sshd import SSHD, Server
 
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ["PATH"])
 CONV = OpConfig("conv2d", height=8, width=8, in_channels=8, out_channels=16, kernel_size=(3, 3), activation="relu")
 OPS = [OpConfig("dense", in_channels=c, out_channels=8) for c in range(1, 9)]
 SHORT = Protocol(rounds=2, block_ms=1.0)
@@ -33,74 +28,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Server:
-    """An sshd that can be killed with its sessions, and started again."""
-
-    def __init__(self, folder, port):
-        self.folder, self.port, self.process = folder, port, None
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", self.folder / "sshd_config"], stderr=subprocess.DEVNULL
-        )
-        for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
-            time.sleep(0.02)
-        raise AssertionError("sshd does not listen")
-
-    def cut(self):
-        """Kill its sessions: the connections are lost, the server goes on."""
-        for pid in _descendants(self.process.pid):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
-                    os.kill(pid, signal.SIGKILL)
-
-    def stop(self):
-        os.kill(self.process.pid, signal.SIGSTOP)  # so that it takes no new session meanwhile
-        self.cut()
-        self.process.kill()
-        self.process.wait()
-
-
-def _descendants(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [*map(int, children), *(deeper for child in children for deeper in _descendants(child))]
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    folder = tmp_path / "ssh"
-    folder.mkdir(mode=0o700)
     board = tmp_path / "board"
     board.mkdir()
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where a server of root's asks for it
-    for name in ("host", "user"):
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shutil.copy(folder / "user.pub", folder / "authorized_keys")
-    host_key = (folder / "host.pub").read_text().split()[:2]
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {' '.join(host_key)}\n")
-    (folder / "sshd_config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder}/host\nPidFile none\nStrictModes no\nUsePAM no\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nSetEnv TMPDIR={board}\n"
-    )
-    (folder / "config").write_text(
-        f"Host board\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n  IdentityFile {folder}/user\n"
-        f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
-    )
-    monkeypatch.setenv("LATENCY_LAB_SSH", f"ssh -F {folder / 'config'}")
+    found = Server(tmp_path / "ssh", board)
+    monkeypatch.setenv("LATENCY_LAB_SSH", found.client)
     monkeypatch.setattr(remote, "BACKOFF_S", (0.05, 0.2, 0.4))
-    found = Server(folder, port)
-    found.board = board
     yield found
-    if found.process.poll() is None:
-        found.stop()
+    found.stop()
 
 
 def board(**options):
@@ -257,7 +193,9 @@ def test_measure_and_doctor_ask_the_board(server, model, capsys):
 
 
 @pytest.mark.full
-def test_a_board_with_tflite_runtime_alone(server, tmp_path, model, capsys):
+def test_a_board_with_tflite_runtime_alone_is_killed_and_cut_in_the_middle(
+    server, tmp_path, model, monkeypatch, capsys
+):
     if sys.version_info[:2] not in {(3, 9), (3, 10), (3, 11)}:
         pytest.skip("tflite-runtime 2.14 has wheels for Python 3.9 to 3.11")
     folder = tmp_path / "venv"
@@ -272,5 +210,23 @@ def test_a_board_with_tflite_runtime_alone(server, tmp_path, model, capsys):
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["runtimes"]}
     assert checks["litert"]["detail"].startswith("tflite-runtime 2.14.0")
     assert "pip install numpy onnxruntime" in checks["onnxruntime"]["detail"]
-    assert main(["profile", "--model", model, "-o", str(tmp_path / "p.json"), *there]) == 0
+    events = iter((None, None, server.stop, None, server.cut))
+    real = Journal.append
+
+    def append(self, line, task=None):
+        real(self, line, task)
+        if line["status"] == "ok" and (event := next(events, None)):
+            event()
+
+    monkeypatch.setattr(Journal, "append", append)
+    command = ["profile", "--model", model, "-o", str(tmp_path / "p.json"), *there]
+    assert main(command) == 3  # the server was killed after three blocks
+    server.start()
+    assert main(command) == 0  # and its sessions after two more: connected again
+    assert next(events, "all") == "all"
+    lines = [json.loads(line) for line in (tmp_path / "p.journal.jsonl").read_text().splitlines()]
+    found = [(line["key"], line["round"]) for line in lines if line["status"] == "ok"]
+    assert len(found) == len(set(found)) == 5 * len({key for key, _ in found})
+    assert not [line for line in lines if line["status"] == "failed"]
     assert json.loads((tmp_path / "p.json").read_text())["environment"]["package"] == "tflite-runtime"
+    assert left(server) == []

@@ -111,6 +111,16 @@ def test_of_stderr_the_end_is_kept(monkeypatch):
     pipe.close()
 
 
+def test_a_framework_s_notes_are_left_out_of_the_last_words():
+    notes = ["WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+             "I0000 00:00:1795996280.1  23125 port.cc:153] oneDNN is on." + 300 * " x"]  # fmt: skip
+    for lines, said in (([*notes, "no device GPU:0"], "no device GPU:0"), (notes, " | ".join(notes)[-600:])):
+        pipe = Pipe([sys.executable, "-c", f"import sys; sys.stderr.write({chr(10).join(lines)!r})"])
+        assert pipe.line(30.0) is None
+        assert pipe.last_words() == said
+        pipe.close()
+
+
 def test_the_script_gives_files_then_stdin_to_the_command_and_removes_the_folder(tmp_path):
     text = script(str(tmp_path), {"a": 3, "b": 2}, 'sh -c \'cat "$d/a" "$d/b"; echo; cat; exit 7\'')
     done = subprocess.run(

@@ -179,7 +179,7 @@ def test_compare_exits_1_when_the_answer_is_no(monkeypatch, tmp_path, capsys, fa
 def test_doctor_exits_1_when_timing_is_unsteady(monkeypatch, capsys):
     for steady in (True, False):
         report = SimpleNamespace(trusted=steady, to_json=dict)
-        monkeypatch.setattr(latency_lab, "doctor", lambda on, report=report: report)
+        monkeypatch.setattr(latency_lab, "doctor", lambda on, names, report=report: report)
         assert main(["doctor", "--json"]) == (0 if steady else 1)
     assert capsys.readouterr().out == "{}\n{}\n"
 

@@ -1,6 +1,9 @@
 import itertools
 
+import pytest
+
 from latency_lab import runtimes
+from latency_lab.errors import MissingRuntimeError, UsageError
 from latency_lab.profiling import doctor
 from latency_lab.profiling.doctor import standing_warnings, timing_warnings
 
@@ -50,8 +53,6 @@ def test_lost_time_and_spread_are_seen():
 
 
 def test_a_runtime_that_does_not_start_is_reported_with_what_to_do():
-    from latency_lab.errors import MissingRuntimeError
-
     def absent(name):
         raise MissingRuntimeError(f"The runtime {name!r} is not installed. Run: pip install ...")
 
@@ -59,3 +60,21 @@ def test_a_runtime_that_does_not_start_is_reported_with_what_to_do():
     assert not any(check.works for check in found.runtimes)
     assert {check.name for check in found.runtimes} == set(runtimes.NAMES)
     assert "pip install" in str(found)
+
+
+def test_runtimes_are_tried_by_name_and_say_where_they_run():
+    class Worker:
+        hello = {"package": "onnxruntime-openvino", "version": "1", "device": "OpenVINOExecutionProvider"}
+
+        def block(self, path, settings):
+            return {"status": "ok"}
+
+        def close(self):
+            pass
+
+    found = doctor(clock=FakeClock(1.0), start_worker=lambda name: Worker(), names=["onnxruntime:openvino"])
+    (check,) = found.runtimes
+    assert (check.works, check.name) == (True, "onnxruntime:OpenVINOExecutionProvider")
+    assert check.detail == "onnxruntime-openvino 1, OpenVINOExecutionProvider"
+    with pytest.raises(UsageError, match="Did you mean 'litert'"):
+        doctor(clock=FakeClock(1.0), names=["litrt"])

@@ -66,6 +66,15 @@ def test_the_network_correction_is_found(profile):
     assert profile.latency_ms([op for op, _ in unseen.nodes]) == pytest.approx(network_ms(unseen, ()), rel=0.05)
 
 
+def test_what_a_call_costs_is_taken_off_the_kernels_of_a_network(tmp_path):
+    rng = np.random.default_rng(1)
+    networks = [chain(rng.integers(4, 64, rng.integers(2, 9))) for _ in range(24)]
+    tasks = [*conv_tasks(), *(Task(network, "network") for network in networks)]
+    found = fit_profile(write_journal(tmp_path / "npu.jsonl", tasks, call_ms=0.02)).network
+    assert found.b_ms == pytest.approx(-0.02, abs=0.003)
+    assert found.half_width < 0.05
+
+
 def test_weights_beyond_the_cache_are_not_charged_again():
     plain, cached = (NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=size) for size in (0.0, 2e6))
     assert [plain.memory_ms([1e6]), plain.memory_ms([1e6, 3e6])] == pytest.approx([1.0, 4.0])

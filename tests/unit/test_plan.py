@@ -4,13 +4,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from latency_lab import runtimes
 from latency_lab.fitting import fit_profile
+from latency_lab.graph import ChannelGraph
 from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan import general_plan, passes, refinement
+from latency_lab.plan import general_plan, model_plan, passes, refinement
 from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.networks import beginning, ends
 from latency_lab.plan.rules import merges
+from tests.unit.onnx_nets import OnnxNet
 from tests.unit.synthetic import write_journal
 
 IMAGE = {"height": 8, "width": 8}
@@ -142,3 +145,19 @@ def test_both_passes_go_through_all_rounds(tmp_path, monkeypatch):
     journal = passes.measure_in_general("litert", journal=tmp_path / "j.jsonl", start_worker=EqualWorker)
     assert {key: len(blocks) for key, blocks in journal.blocks.items()} == {t.key: 5 for t in [*tasks, *more]}
     assert journal.protocol["rounds"] == 5
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime:openvino"])
+def test_networks_of_a_file_with_transposes_in_it_can_be_built(runtime, tmp_path):
+    net = OnnxNet()
+    x = net.op("Mul", net.input("x", (1, 8, 8, 3)), net.constant(np.full(1, 0.5)))
+    x = net.conv(net.op("Transpose", x, perm=[0, 3, 1, 2]), 3, 8)
+    for _ in range(4):
+        x = net.op("Add", net.op("Relu", net.conv(x, 8, 8)), x)
+    path = net.save(tmp_path, net.op("Transpose", x, perm=[0, 2, 3, 1]))
+    graph = ChannelGraph.from_model(path)
+    assert "transpose" in [node.op.kind for node in graph.nodes]
+    networks = [task.network for task in model_plan([graph], runtime) if task.role == "network"]
+    assert networks
+    for network in networks:
+        assert runtimes.get(runtime).build(network)

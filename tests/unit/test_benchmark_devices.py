@@ -1,0 +1,142 @@
+"""What benchmark_devices.py makes of journals: rows, summaries, tables; and networks between a profile's operations."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import latency_lab as ll
+from latency_lab.profiling import Progress, Protocol, Task
+from tests.unit.synthetic import chain, conv_tasks, network_ms, write_journal
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+WIDTHS = [[16 + 8 * (i % 5), 32, 16 + 16 * (i % 3)] for i in range(15)]
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    before = set(sys.modules)
+    yield __import__("benchmark_devices")
+    for name in set(sys.modules) - before:
+        if name.startswith(("benchmark_", "accuracy_", "_sshd")):
+            del sys.modules[name]
+
+
+def block(ms, **more):
+    return {"status": "ok", "count": 5, "wall_ms": {"min": ms, "median": ms}, "cpu_ms": None, "cold_ms": None, **more}
+
+
+def test_the_ten_are_of_the_list_and_every_case_is_converted_for(devices):
+    models = sys.modules["accuracy_models"]
+    assert len(set(devices.NETWORKS)) == 10
+    assert set(devices.NETWORKS) <= {entry["name"] for entry in models.networks()}
+    assert all("float32" in models.PRECISIONS[case.converted_for] for case in devices.CASES.values())
+
+
+def test_a_held_out_correction_has_not_seen_the_network(devices, tmp_path):
+    networks = [
+        dataclasses.replace(chain(widths), name=f"{'one' if i < 5 else 'other'} to {i}")
+        for i, widths in enumerate(WIDTHS)
+    ]
+    journal = write_journal(tmp_path / "j.jsonl", [*conv_tasks(), *(Task(n, "network") for n in networks)])
+    profile = ll.fit_profile(journal)
+    assert len(profile.network.residuals) == 15
+    assert len(devices.held_out("one", profile, journal).network.residuals) == 10
+    assert devices.held_out("none", profile, journal).network == profile.network
+    assert sum(task.role == "network" for task in journal.tasks.values()) == 15  # the journal is as it was
+
+
+def test_a_row_sets_both_predictions_beside_what_was_measured(devices, tmp_path):
+    journal = write_journal(tmp_path / "j.jsonl", [*conv_tasks(), *(Task(chain(w), "network") for w in WIDTHS)])
+    profile, network = ll.fit_profile(journal), chain([16, 32, 16])
+    image = x = keras.Input((14, 14, 16))
+    for width in (16, 32, 16):
+        x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+    ms = network_ms(network, frozenset())
+    found = devices.row("c", ll.ChannelGraph.from_model(keras.Model(image, x)), profile, journal, [block(2 * ms)] * 5)
+    assert found["measured_ms"] == pytest.approx(2 * ms, abs=1e-4)
+    assert found["error"] == pytest.approx(-0.5, abs=0.05)
+    assert found["error_held_out"] == pytest.approx(found["error"], abs=0.01)
+    assert found["kernels"] == 3
+    assert devices.row("c", None, profile, journal, [{"status": "failed", "reason": "no"}]) == {
+        "name": "c",
+        "failed": "no",
+    }
+
+
+def test_a_summary_counts_those_within_10_percent_and_names_the_failed(devices):
+    rows = [{"name": n, "error": e, "error_held_out": 2 * e} for n, e in (("a", 0.04), ("b", -0.08), ("c", 0.2))]
+    found = devices.summary([*rows, {"name": "d", "failed": "it has no file"}])
+    assert (found["measured"], found["not_measured"]) == (3, {"d": "it has no file"})
+    assert found["error"] == {"within_10_percent": 2, "median": 0.08, "worst": 0.2}
+    assert found["error_held_out"] == {"within_10_percent": 1, "median": 0.16, "worst": 0.4}
+    assert devices.summary([{"name": "d", "failed": "x"}]) == {"measured": 0, "not_measured": {"d": "x"}}
+
+
+def test_a_table_has_a_line_a_network(devices):
+    good = {"name": "a", "measured_ms": 6.914, "predicted_ms": 7.0, "error": 0.0124, "error_held_out": -0.15}
+    rows = [good, {"name": "d", "failed": "it has no file"}]
+    who = {"package": "ai-edge-litert", "version": "2.1", "cpu": "A board", "cores": 4}
+    case = {
+        "title": "LiteRT",
+        "environment": who,
+        "points": 1234,
+        "rounds": 5,
+        "seconds": 61.2,
+        **devices.summary(rows),
+    }
+    lines = devices.tables({"cases": {"ssh-litert": {**case, "networks": rows}}}).splitlines()
+    assert lines[0] == "LiteRT (ai-edge-litert 2.1; A board, 4 cores): 1,234 points, 5 rounds, 61 s."
+    assert lines[4:] == [
+        "| a | 6.91 | 7.00 | +1.2% | -15.0% |",
+        "| d | - | - | it has no file | - |",
+        "| all | | | 1 of 1 within 10 %, median 1.2% | 0 of 1 within 10 %, median 15.0% |",
+    ]
+
+
+class StandIn:
+    """A worker that fails one file."""
+
+    def __init__(self):
+        self.asked = []
+
+    def block(self, path, settings):
+        self.asked.append(path)
+        return {"status": "failed", "reason": "no"} if path == "b" else block(1.0)
+
+    def close(self):
+        pass
+
+
+def test_networks_are_measured_evenly_between_the_operations_and_go_on_where_they_stopped(devices, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+    found, worker = [({"name": n}, Path(n)) for n in "ab"], StandIn()
+    networks = benchmark.Networks(found, lambda: worker, tmp_path / "n.jsonl", (1.0,))
+    for done in range(1, 6):
+        networks.between(Progress(done, 10, 0.0, 0.0))
+    rounds = Protocol().rounds
+    networks.close()
+    assert len(worker.asked) == rounds
+    again = benchmark.Networks(found, lambda: worker, tmp_path / "n.jsonl", (1.0,))
+    again.finish()
+    assert {name: [b["round"] for b in blocks] for name, blocks in again.blocks.items()} == {
+        name: list(range(rounds)) for name in "ab"
+    }
+    assert len((tmp_path / "n.jsonl").read_text().splitlines()) == 2 * rounds
+    assert json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])["round"] == 0
+
+
+def test_two_passes_have_a_share_each(devices, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+    worker = StandIn()
+    networks = benchmark.Networks([({"name": "a"}, Path("a"))], lambda: worker, tmp_path / "n.jsonl", (0.4, 0.6))
+    networks.between(Progress(1, 1, 0.0, 0.0))
+    assert len(worker.asked) == 2
+    networks.between(Progress(1, 2, 0.0, 0.0))
+    networks.between(Progress(2, 2, 0.0, 0.0))
+    assert len(worker.asked) == 5
+    networks.finish()
