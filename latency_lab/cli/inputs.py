@@ -39,8 +39,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         default="local",
         help="the device: local (default), ssh://user@host:port (through your ssh: its configuration, agent and known "
-        "hosts; LATENCY_LAB_SSH='ssh -F file' gives it options) or adb://serial (through your adb, or the one in ADB); for "
-        "profile also fleet://host:port, a dask scheduler's, whose workers are many boards that are alike",
+        "hosts; LATENCY_LAB_SSH='ssh -F file' gives it options) or adb://serial (through your adb, or the one in ADB); "
+        "for profile also fleet://host:port, a dask scheduler's, whose workers are many boards that are alike",
     )
     parser.add_argument(
         "--python",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The device and its runtime, --resource, --precision, --model, --input-shape, -o, --journal, --name, --force, --rounds."""
+    """The device and its runtime, --resource, --precision, --model and how to read it, and where and how to keep it."""
     add_runtime(parser)
     parser.add_argument(
         "--resource",
@@ -97,7 +97,6 @@ class Profiled:
 def run(args: argparse.Namespace) -> int:
     """Plan, measure, fit, write."""
     import latency_lab
-
     from latency_lab.profiling.boards import boards_of
 
     journal_path, name = _journal_path(args), args.name or name_of(args.output)

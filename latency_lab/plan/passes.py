@@ -18,7 +18,7 @@ from latency_lab.profiling import Device, Journal, Progress, Protocol, Worker, p
 FIRST_ROUNDS = 2
 
 
-def measure_in_general(
+def measure_in_general(  # noqa: PLR0913 what `profile` is told
     runtime: str,
     *,
     precision: str = "float32",

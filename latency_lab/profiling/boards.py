@@ -199,8 +199,8 @@ def warnings_of(boards: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     Example:
         >>> print(warnings_of({"pi-3": {"blocks": 40, "ratio": 1.31, "off": True}})[0])
-        pi-3 takes 1.31 of the fleet's median on the common operations, and measured 40 blocks. See to its cooling, power
-        supply and governor.
+        pi-3 takes 1.31 of the fleet's median on the common operations, and measured 40 blocks. See to its cooling,
+        power supply and governor.
     """
     return [
         f"{name} takes {board['ratio']:.2f} of the fleet's median on the common operations, and measured "

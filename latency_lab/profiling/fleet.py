@@ -1,7 +1,7 @@
-"""Many boards that are alike, and one plan: each is behind a dask worker that has a resource, dask hands the plan out.
+"""Many boards that are alike, and one plan: each is behind a dask worker that has a resource, and dask hands it out.
 
-A chunk of blocks is a task of dask's. One whose board is lost is given to another board by dask's scheduler; the journal
-is written here, as the chunks come back. What a board measures is in `fleet_board`; what it answers is checked, and
+A chunk of blocks is a task of dask's. One whose board is lost is given to another board by dask's scheduler; the
+journal is written here, as the chunks come back. What a board measures is in `fleet_board`; what it answers is checked, and
 boards compared, in `boards`.
 """
 
@@ -80,7 +80,7 @@ class Fleet:
         """As of `start`."""
         self._one_board_alone()
 
-    def profile(  # noqa: PLR0913 what `runner.profile` is told
+    def profile(
         self,
         tasks: tuple[Task, ...],
         runtime: str,
@@ -119,8 +119,8 @@ class Fleet:
             name = plain(str(worker.get("name", address)), boards.NAME_LIMIT)
             if count is not None and count != 1:
                 raise UsageError(
-                    f"{self.name}: {name} has {self.resource}={count:g}. A board measures one thing at a time: start its "
-                    f'worker with --resources "{self.resource}=1".'
+                    f"{self.name}: {name} has {self.resource}={count:g}. A board measures one thing at a time: start "
+                    f'its worker with --resources "{self.resource}=1".'
                 )
             if count:
                 found[str(address)] = name
@@ -208,14 +208,24 @@ class _Run:
                 f"board: dask worker {self.fleet.name.removeprefix('fleet://')} --nworkers 1 --nthreads 1 --name NAME "
                 f'--resources "{self.fleet.resource}=1"'
             )
-        asked = [self._submit(0, (), address) for address in self._boards]
-        answers = [self._answer(future, 0) for future in self._wait(asked, GREET_S, every=True)]
-        identities = {answer.board: answer.identity for answer in answers if not self._lost(answer)}
+        identities = {answer.board: answer.identity for answer in self._first_answers() if not self._lost(answer)}
         if not identities:
             raise DeviceLostError(f"{self.fleet.name}: no board answers.")
         self._must_be_alike(boards.odd_ones(identities))
         self._identity = boards.usual_identity(identities)
         return dict(self._identity)
+
+    def _first_answers(self) -> list[Answer]:
+        """One of each board that is not lost meanwhile."""
+        asked = {self._submit(0, (), address): address for address in self._boards}
+        deadline, pending = time.monotonic() + GREET_S, list(asked)
+        while pending and time.monotonic() < deadline:
+            self._wait(pending, LOOK_S, every=True)
+            there = self.fleet.boards(self.client)
+            pending = [future for future in pending if not future.done() and asked[future] in there]
+        answered = [future for future in asked if future.done()]
+        self.client.cancel([future for future in asked if future not in answered])
+        return [self._answer(future, 0) for future in answered]
 
     def _builds(self, task: Task) -> bool:
         try:
@@ -257,7 +267,8 @@ class _Run:
     def _send(self, journal: Journal) -> None:
         """Gives the next chunk to dask; what cannot be built has failed, what is too much to send waits."""
         round_, tasks = self._left.popleft()
-        chosen, size = [], 0
+        chosen: list[Task] = []
+        size = 0
         for i, task in enumerate(tasks):
             if journal.has(task.key, round_):
                 continue

@@ -75,7 +75,7 @@ class _Bench:
 
     def measure(self, job: Mapping[str, Any]) -> dict[str, Any]:
         who, now = environment_of(self._worker)
-        found = {"hello": self._worker.hello, "identity": who, "conditions": now}
+        found: dict[str, Any] = {"hello": self._worker.hello, "identity": who, "conditions": now}
         if job["blocks"] and job["round"] not in self._rounds:
             found["common"] = self._blocks(job["common"], job)
             self._rounds.add(job["round"])

@@ -5,8 +5,8 @@
     {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "count": ..., "wall_ms": {...}}
     {"key": "...", "round": 0, "status": "failed", "reason": "..."}
 
-A line of a fleet's journal names the board that measured it ("board"), and some are of operations that every board times
-again and again, by which boards are compared; they are no part of the measurement:
+A line of a fleet's journal names the board that measured it ("board"), and some are of operations that every board
+times again and again, by which boards are compared; they are no part of the measurement:
 
     {"key": "dense 1x1 ...", "round": 0, "status": "common", "board": "pi-3", "count": ..., "wall_ms": {...}}
 

@@ -1,4 +1,4 @@
-"""What a worker is given of a task: the model's file, built when it is first asked for, and the settings of its block."""
+"""What a worker is given of a task: a model's file, built when it is first asked for, and the settings of its block."""
 
 from __future__ import annotations
 
