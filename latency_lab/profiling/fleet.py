@@ -1,8 +1,8 @@
 """Many boards that are alike, and one plan: each is behind a dask worker that has a resource, and dask hands it out.
 
 A chunk of blocks is a task of dask's. One whose board is lost is given to another board by dask's scheduler; the
-journal is written here, as the chunks come back. What a board measures is in `fleet_board`; what it answers is checked, and
-boards compared, in `boards`.
+journal is written here, as the chunks come back. What a board measures is in `fleet_board`; what it answers is checked,
+and boards compared, in `boards`.
 """
 
 from __future__ import annotations
@@ -320,8 +320,11 @@ class _Run:
         said = f"{self.fleet.name}: {answer.board}: {answer.reason}"
         if answer.error != "DeviceLostError":
             raise (MissingRuntimeError if answer.error == "MissingRuntimeError" else UsageError)(said)
-        _log.warning("%s. It is left out until its dask worker is started again.", said)
-        self.client.retire_workers([address for address, name in self._boards.items() if name == answer.board])
+        addresses = [address for address, name in self._boards.items() if name == answer.board]
+        if addresses:  # not retired before, for another chunk
+            _log.warning("%s. It is left out until its dask worker is started again.", said)
+            self.client.retire_workers(addresses)
+            self._boards = {address: name for address, name in self._boards.items() if address not in addresses}
         return True
 
     def _must_be_alike(self, found: Sequence[str]) -> None:
@@ -364,7 +367,7 @@ class _Run:
         """Those that are done: at the first one, or at all, or after a while."""
         from distributed import TimeoutError, wait
 
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError), self.client.as_current():
             wait(futures, timeout=seconds, return_when="ALL_COMPLETED" if every else "FIRST_COMPLETED")
         return [future for future in futures if future.done()]
 
