@@ -8,6 +8,7 @@ from latency_lab.errors import MissingRuntimeError
 
 EXTRA_OF: Mapping[str, str] = {
     "ai_edge_litert": "litert",
+    "distributed": "fleet",
     "flatbuffers": "litert",
     "keras": "keras",
     "matplotlib": "plot",

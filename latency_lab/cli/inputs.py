@@ -39,7 +39,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         metavar="D",
         default="local",
         help="the device: local (default), ssh://user@host:port (through your ssh: its configuration, agent and known "
-        "hosts; LATENCY_LAB_SSH='ssh -F file' gives it options) or adb://serial (through your adb, or the one in ADB)",
+        "hosts; LATENCY_LAB_SSH='ssh -F file' gives it options) or adb://serial (through your adb, or the one in ADB); "
+        "for profile also fleet://host:port, a dask scheduler's, whose workers are many boards that are alike",
     )
     parser.add_argument(
         "--python",
@@ -62,7 +63,7 @@ def device_of(args: argparse.Namespace) -> Device:
     """
     from latency_lab.profiling import device
 
-    return device(args.on, args.python, args.benchmark_model)
+    return device(args.on, args.python, args.benchmark_model, getattr(args, "resource", None))
 
 
 def starter(args: argparse.Namespace) -> Callable[[], Worker]:

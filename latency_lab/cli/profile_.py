@@ -13,19 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_lab.cli.graphs import READABLE, add_input_shape, load_graph
-from latency_lab.cli.inputs import add_runtime, model_file, quiet, starter
+from latency_lab.cli.inputs import add_runtime, device_of, model_file, quiet
 from latency_lab.cli.output import emit, note, write_json
 from latency_lab.cli.progress import ProgressLine
 from latency_lab.errors import UsageError
 from latency_lab.profiles.store import name_of
+from latency_lab.report import boards_line
 
 if TYPE_CHECKING:
     from latency_lab.profiling import Journal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The device and its runtime, --precision, --model, --input-shape, -o, --journal, --name, --force, --rounds."""
+    """The device and its runtime, --resource, --precision, --model and how to read it, and where and how to keep it."""
     add_runtime(parser)
+    parser.add_argument(
+        "--resource",
+        metavar="R",
+        help="on a fleet: the resource that the dask workers of its boards have, one each (default board)",
+    )
     parser.add_argument(
         "--model",
         metavar="M",
@@ -61,6 +67,7 @@ class Profiled:
         unstable: names of those whose interval is wider than 10 % of their latency.
         rounds: blocks each.
         samples: in all blocks of the journal.
+        boards: of a fleet, name -> blocks, ratio to the fleet's median on common operations, and whether that is off.
         seconds: that this run took, with reading, planning and fitting.
     """
 
@@ -71,10 +78,12 @@ class Profiled:
     unstable: list[str]
     rounds: int
     samples: int
+    boards: dict[str, dict[str, Any]]
     seconds: float
 
     def __str__(self) -> str:
         lines = [f"{self.points} points, {self.rounds} rounds, {self.samples} samples, {self.seconds:.1f} seconds"]
+        lines += [boards_line(self.boards)] if self.boards else []
         if self.unstable:
             lines.append(f"{len(self.unstable)} points are unstable (interval wider than 10 %): see latency-lab doctor")
         lines += [f"failed: {name}: {reason}" for name, reason in self.failed.items()]
@@ -88,6 +97,7 @@ class Profiled:
 def run(args: argparse.Namespace) -> int:
     """Plan, measure, fit, write."""
     import latency_lab
+    from latency_lab.profiling.boards import boards_of
 
     journal_path, name = _journal_path(args), args.name or name_of(args.output)
     began = time.monotonic()
@@ -108,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         unstable=[key for key in journal.blocks if journal.statistic(key).unstable],
         rounds=int(journal.protocol["rounds"]),
         samples=journal.samples,
+        boards=boards_of(journal),
         seconds=round(time.monotonic() - began, 1),
     )
     if args.output == "-":
@@ -145,7 +156,7 @@ def _settings(args: argparse.Namespace, line: ProgressLine) -> dict[str, Any]:
         "protocol": Protocol(rounds=args.rounds) if args.rounds else None,
         "force": args.force,
         "on_progress": lambda progress: line(progress.done, progress.total),
-        "start_worker": starter(args),
+        "on": device_of(args),
     }
 
 

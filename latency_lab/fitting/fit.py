@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from latency_lab import runtimes
 from latency_lab.errors import UnmeasuredError
@@ -13,6 +14,7 @@ from latency_lab.fitting.operations import check_sklearn, fit_ops, roofline_of
 from latency_lab.fitting.points import measured_ops
 from latency_lab.profiles import DeviceProfile
 from latency_lab.profiling import Journal
+from latency_lab.profiling.boards import boards_of
 
 
 def fit_profile(journal: Journal | str | Path, *, name: str | None = None) -> DeviceProfile:
@@ -46,9 +48,16 @@ def fit_profile(journal: Journal | str | Path, *, name: str | None = None) -> De
         precision=precision,
         fusions=fusions,
         layout_block=int(book.identity.get("layout_block") or 1) if precision == "float32" else 1,
-        environment={**book.identity, "taken": book.notes[0].get("time") if book.notes else None},
+        environment=_environment(book),
         protocol=book.protocol,
         journal={"file": book.path.name, "sha256": book.digest, "failed": dict(sorted(book.failures.items()))},
     )
     fitted = fit_ops(bare, measured)
     return dataclasses.replace(fitted, network=fit_network(fitted, book))
+
+
+def _environment(book: Journal) -> dict[str, Any]:
+    """Where a journal was taken, when, and by which boards of a fleet."""
+    boards = boards_of(book)
+    taken = book.notes[0].get("time") if book.notes else None
+    return {**book.identity, "taken": taken, **({"boards": boards} if boards else {})}

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from latency_lab.fitting import fit_profile
 from latency_lab.plan.general import general_plan, refinement
-from latency_lab.profiling import Journal, Progress, Protocol, Worker, profile
+from latency_lab.profiling import Device, Journal, Progress, Protocol, Worker, profile
 
 FIRST_ROUNDS = 2
 
 
-def measure_in_general(
+def measure_in_general(  # noqa: PLR0913 what `profile` is told
     runtime: str,
     *,
     precision: str = "float32",
@@ -27,12 +27,13 @@ def measure_in_general(
     protocol: Protocol | None = None,
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on: str | Device = "local",
     start_worker: Callable[[], Worker] | None = None,
 ) -> Journal:
     """Measures the general plan and its refinement: what `fit_profile` makes a general profile of.
 
     Args:
-        runtime, threads, journal, force, on_progress, start_worker: as of `profiling.profile`.
+        runtime, threads, journal, force, on_progress, on, start_worker: as of `profiling.profile`.
         precision: of the operations: "float32" or "int8".
         protocol: of all rounds.
 
@@ -52,6 +53,7 @@ def measure_in_general(
         journal=journal,
         force=force,
         on_progress=on_progress,
+        on=on,
         start_worker=start_worker,
     )
     tasks = general_plan(runtime, precision)

@@ -35,10 +35,18 @@ def hello_of(line: str) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    found = values_of(line)
+    return checked_hello(values_of(line))
+
+
+def checked_hello(found: dict[str, Any]) -> dict[str, Any]:
+    """The same values, with a package and a version that can be printed.
+
+    Raises:
+        ValueError: it names none.
+    """
     for name in ("package", "version"):
         if not isinstance(found.get(name), str) or len(found[name]) > TEXT_LIMIT:
-            raise ValueError(f"expected a worker that names its {name}. Received: {plain(line, 200)}")
+            raise ValueError(f"expected a worker that names its {name}. Received: {plain(json.dumps(found), 200)}")
         found[name] = plain(found[name])
     return found
 

@@ -1,4 +1,4 @@
-"""Where to measure: on this machine, or on a device by ssh or adb."""
+"""Where to measure: on this machine, on a device by ssh or adb, or on a fleet of boards."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from latency_lab import runtimes
 from latency_lab.errors import UsageError
 from latency_lab.profiling import environment
 from latency_lab.profiling.adb import adb_device
+from latency_lab.profiling.fleet import fleet_of
 from latency_lab.profiling.ssh import ssh_device
 from latency_lab.profiling.transport import LocalWorker, Worker, worker_command
 
@@ -58,15 +59,22 @@ class LocalDevice:
         return environment.readings(samples)
 
 
-def device(on: str | Device = "local", python: str | None = None, benchmark_model: str | None = None) -> Device:
+def device(
+    on: str | Device = "local",
+    python: str | None = None,
+    benchmark_model: str | None = None,
+    resource: str | None = None,
+) -> Device:
     """The device at an address.
 
     Args:
-        on: "local", "ssh://user@host:port" or "adb://serial"; a `Device` is given back as it is.
+        on: "local", "ssh://user@host:port", "adb://serial", or "fleet://host:port" of a dask scheduler; a `Device` is
+            given back as it is.
         python: the Python there that has the runtime and numpy, 3.9 or newer; by default this one for "local", python3
             elsewhere.
         benchmark_model: TFLite's `benchmark_model` program, which takes Python's place on adb: a file of this machine,
-            which is copied, or a path on the device.
+            which is copied, or a path on the device. For a fleet, "this machine" is each dask worker's.
+        resource: of a fleet: that the dask workers of its boards have; "board" by default.
 
     Raises:
         UsageError: there is no such address, or no such program.
@@ -78,6 +86,10 @@ def device(on: str | Device = "local", python: str | None = None, benchmark_mode
     """
     if not isinstance(on, str):
         return on
+    if on.startswith("fleet://"):
+        return fleet_of(on, resource, python, benchmark_model)
+    if resource:
+        raise UsageError(f"resource is of a fleet://host:port alone. Received: on={on!r}")
     if benchmark_model and not on.startswith("adb://"):
         raise UsageError(f"benchmark_model is run on adb://serial alone. Received: on={on!r}")
     if on == "local":
@@ -88,4 +100,6 @@ def device(on: str | Device = "local", python: str | None = None, benchmark_mode
         return ssh_device(on, python)
     if on.startswith("adb://"):
         return adb_device(on, python, benchmark_model)
-    raise UsageError(f"Expected on to be local, ssh://user@host:port or adb://serial. Received: {on!r}")
+    raise UsageError(
+        f"Expected on to be local, ssh://user@host:port, adb://serial or fleet://host:port. Received: {on!r}"
+    )

@@ -5,6 +5,11 @@
     {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "count": ..., "wall_ms": {...}}
     {"key": "...", "round": 0, "status": "failed", "reason": "..."}
 
+A line of a fleet's journal names the board that measured it ("board"), and some are of operations that every board
+times again and again, by which boards are compared; they are no part of the measurement:
+
+    {"key": "dense 1x1 ...", "round": 0, "status": "common", "board": "pi-3", "count": ..., "wall_ms": {...}}
+
 "task" stands in the first line of a key alone. A key and round stand in at most one line. A run that goes on with other
 settings adds a header: the last one counts.
 """
@@ -13,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +31,8 @@ from latency_lab.profiling.protocol import Protocol, Statistic, statistic
 from latency_lab.profiling.tasks import Task
 
 VERSION = 1
+_OWN = ("id", "key", "round", "task", "board")
+"""What the journal says of a block, and no worker."""
 
 
 class Journal:
@@ -37,7 +45,8 @@ class Journal:
         tasks: key -> task, of all that was measured or failed.
         blocks: key -> blocks, in order of rounds.
         failures: key -> reason.
-        notes: conditions, a line a round.
+        notes: conditions, a line a round (and board).
+        common: blocks of the operations that every board of a fleet times.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,6 +57,7 @@ class Journal:
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.failures: dict[str, str] = {}
         self.notes: list[dict[str, Any]] = []
+        self.common: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
 
     @classmethod
@@ -124,6 +134,15 @@ class Journal:
         """Whether a task needs no block in this round: it has one, or it failed before."""
         return key in self.failures or any(block["round"] == round_ for block in self.blocks.get(key, ()))
 
+    def waiting(self, tasks: Iterable[Task], protocol: Protocol) -> list[tuple[int, Task]]:
+        """(round, task) of all blocks that are left to measure: round by round, each in a random order of its own."""
+        tasks, found = tuple(tasks), []
+        for round_ in range(protocol.rounds):
+            left = [task for task in tasks if not self.has(task.key, round_)]
+            random.Random(f"{protocol.seed}:{round_}").shuffle(left)
+            found += [(round_, task) for task in left]
+        return found
+
     def statistic(self, key: str) -> Statistic:
         """The protocol's statistic of a task that was measured."""
         return statistic(self.blocks[key])
@@ -152,6 +171,9 @@ class Journal:
         if status == "note":
             self.notes.append(line)
             return
+        if status == "common":
+            self.common.append(line)
+            return
         key = line["key"]
         if "task" in line:
             task = line["task"]
@@ -160,6 +182,23 @@ class Journal:
             self.blocks.setdefault(key, []).append(line)
         else:
             self.failures[key] = line["reason"]
+
+
+def block_line(key: str, round_: int, found: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The line of a block: what a worker answered, less what the journal alone says.
+
+    Args:
+        key, round_: of the block.
+        found: the checked answer.
+        more: what else is known of it.
+    """
+    said = {name: value for name, value in found.items() if name not in _OWN}
+    return {"key": key, "round": round_, **said, **more}
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """What a block that could not be measured has in an answer's place."""
+    return {"status": "failed", "reason": reason}
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -52,6 +52,10 @@ class Protocol:
         repeats = self.network_repeats if whole else self.min_repeats
         return {"block_ms": self.block_ms, "min_repeats": repeats, "warm_up": self.warm_up}
 
+    def process(self, round_: int) -> int:
+        """The worker process that a round belongs to, counted from 0."""
+        return round_ * self.processes // self.rounds
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         return dataclasses.asdict(self)

@@ -1,10 +1,9 @@
-"""Runs tasks through workers, round by round, into a journal."""
+"""Runs tasks through a worker, round by round, into a journal; or through the boards of a fleet."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -12,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency_lab import runtimes
 from latency_lab.errors import LatencyLabError
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling.devices import Device, device
-from latency_lab.profiling.journal import Journal
+from latency_lab.profiling.fleet import Fleet
+from latency_lab.profiling.journal import Journal, block_line, failed
+from latency_lab.profiling.models import Models
 from latency_lab.profiling.protocol import Protocol
 from latency_lab.profiling.tasks import Task, precision_of, tasks_of
-from latency_lab.profiling.transport import ESTIMATED, Worker, WorkerDiedError, environment_of
+from latency_lab.profiling.transport import ESTIMATED, Worker, WorkerDiedError, comparable, environment_of
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def profile(  # noqa: PLR0913 what, on what, how, and two ways to say where
         protocol: rounds and repeats; of an estimate (vela), which is the same each time, one round is taken.
         force: go on with a journal of another environment.
         on_progress: called after each block.
-        on: the device: "local", "ssh://user@host:port", "adb://serial", or what `device` gives.
+        on: the device: "local", "ssh://user@host:port", "adb://serial", "fleet://scheduler:port" for many boards that
+            are alike, or what `device` gives.
         start_worker: starts a worker, in place of the device.
 
     Returns:
@@ -70,12 +71,15 @@ def profile(  # noqa: PLR0913 what, on what, how, and two ways to say where
 
     Raises:
         MissingRuntimeError: the runtime is not installed.
-        EnvironmentMismatchError: the journal is of another environment.
+        EnvironmentMismatchError: the journal is of another environment, or boards of a fleet differ.
         DeviceLostError: the device cannot be reached, or not any more. What was measured is in the journal.
     """
     tasks = tasks_of(items)
     protocol = protocol or Protocol()
     where = device(on)
+    paced = _paced(on_progress)
+    if start_worker is None and isinstance(where, Fleet):
+        return where.profile(tasks, runtime, threads, journal, protocol, force, paced)
     start = start_worker or (lambda: where.start(runtime, threads))
     first = start()
     try:
@@ -85,22 +89,32 @@ def profile(  # noqa: PLR0913 what, on what, how, and two ways to say where
         raise
     if who.get("provenance") == ESTIMATED:
         protocol = dataclasses.replace(protocol, rounds=1, processes=1)
-    there = {**who, **{k: first.hello.get(k) for k in ("package", "version", "worker")}}
-    there |= {"runtime": runtime, "threads": threads, "precision": precision_of(tasks)}
-    there |= {k: first.hello[k] for k in ("device", "layout_block") if k in first.hello}
+    there = comparable(first.hello, who) | {"runtime": runtime, "threads": threads, "precision": precision_of(tasks)}
     try:
         book = Journal.resume(journal, there, protocol, force)
     except BaseException:
         first.close()
         raise
-    run = _Run(tasks, runtime, protocol, book, start, first, on_progress)
+    run = _Run(tasks, protocol, book, start, first, paced)
     try:
         with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
-            run.all_rounds(Path(folder))
+            run.all_rounds(Models(runtime, protocol, Path(folder)))
     finally:
         run.worker.close()
         book.close()
     return book
+
+
+def _paced(on_progress: Callable[[Progress], None] | None) -> Callable[[int, int], None]:
+    """Takes blocks done and in all, and says how long the rest will take."""
+    began = time.monotonic()
+
+    def said(done: int, total: int) -> None:
+        if on_progress:
+            seconds = time.monotonic() - began
+            on_progress(Progress(done, total, seconds, seconds / max(done, 1) * (total - done)))
+
+    return said
 
 
 class _Run:
@@ -109,69 +123,43 @@ class _Run:
     def __init__(
         self,
         tasks: tuple[Task, ...],
-        runtime: str,
         protocol: Protocol,
         journal: Journal,
         start: Callable[[], Worker],
         worker: Worker,
-        on_progress: Callable[[Progress], None] | None,
+        on_block: Callable[[int, int], None],
     ) -> None:
         self.tasks, self.protocol, self.journal = tasks, protocol, journal
-        self.runtime = runtimes.get(runtime)
-        self.start, self.worker = start, worker
-        self.on_progress = on_progress or (lambda progress: None)
-        self.paths: dict[str, Path] = {}
+        self.start, self.worker, self.on_block = start, worker, on_block
 
-    def all_rounds(self, folder: Path) -> None:
-        waiting = [
-            (r, task) for r in range(self.protocol.rounds) for task in self.tasks if not self.journal.has(task.key, r)
-        ]
-        began, total, done = time.monotonic(), len(waiting), 0
+    def all_rounds(self, models: Models) -> None:
+        waiting = self.journal.waiting(self.tasks, self.protocol)
+        done = 0
         for round_ in range(self.protocol.rounds):
             tasks = [task for r, task in waiting if r == round_]
             if not tasks:
                 continue
-            if round_ and round_ * self.protocol.processes % self.protocol.rounds < self.protocol.processes:
+            if round_ and self.protocol.process(round_) != self.protocol.process(round_ - 1):
                 self._new_worker()
             _, now = environment_of(self.worker)
             self.journal.append({"key": "conditions", "round": round_, "status": "note", **now})
-            random.Random(f"{self.protocol.seed}:{round_}").shuffle(tasks)
             for task in tasks:
                 if not self.journal.has(task.key, round_):
-                    self.journal.append(self._block(task, round_, folder), task)
+                    self.journal.append(self._block(task, round_, models), task)
                 done += 1
-                seconds = time.monotonic() - began
-                self.on_progress(Progress(done, total, seconds, seconds / done * (total - done)))
+                self.on_block(done, len(waiting))
 
-    def _block(self, task: Task, round_: int, folder: Path) -> dict[str, Any]:
-        line: dict[str, Any] = {"key": task.key, "round": round_}
-        whole = task.role == "network"
-        settings = {
-            **self.protocol.settings(whole),
-            "kernels": self.runtime.times_kernels and not whole,
-            "cold": int(task.cold),
-        }
+    def _block(self, task: Task, round_: int, models: Models) -> dict[str, Any]:
         try:
-            path = self._model(task, folder)
+            path = models.path(task)
         except LatencyLabError as error:
-            return {**line, "status": "failed", "reason": str(error)}
+            return block_line(task.key, round_, failed(str(error)))
         try:
-            found = self.worker.block(str(path), settings)
+            return block_line(task.key, round_, self.worker.block(str(path), models.settings(task)))
         except WorkerDiedError as error:
             _log.warning("%s: %s", task.key, error)
             self._new_worker()
-            return {**line, "status": "failed", "reason": str(error)}
-        found.pop("id", None)
-        return {**line, **found}
-
-    def _model(self, task: Task, folder: Path) -> Path:
-        """The task's model file, built when it is first asked for."""
-        path = self.paths.get(task.key)
-        if path is None:
-            path = folder / f"{len(self.paths)}{self.runtime.suffix}"
-            path.write_bytes(self.runtime.build(task.network))
-            self.paths[task.key] = path
-        return path
+            return block_line(task.key, round_, failed(str(error)))
 
     def _new_worker(self) -> None:
         self.worker.close()

@@ -62,6 +62,17 @@ def environment_of(worker: Worker) -> tuple[dict[str, Any], dict[str, Any]]:
     return found() if found else (identity(), conditions())
 
 
+def comparable(hello: Mapping[str, Any], who: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for two measurements to be of one environment: identity, and what the worker runs.
+
+    Args:
+        hello: the worker's first line.
+        who: identity where it is.
+    """
+    found = {**who, **{name: hello.get(name) for name in ("package", "version", "worker")}}
+    return found | {name: hello[name] for name in ("device", "layout_block") if name in hello}
+
+
 def worker_command(python: str | Path, runtime: str = "") -> tuple[str, str]:
     """What starts a worker under a Python of another environment: one that has the runtime and numpy, 3.9 or newer.
 

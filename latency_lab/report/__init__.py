@@ -1,6 +1,6 @@
 """Results as text."""
 
-from latency_lab.report.profile_text import describe
+from latency_lab.report.profile_text import boards_line, describe
 from latency_lab.report.text import table
 
-__all__ = ["describe", "table"]
+__all__ = ["boards_line", "describe", "table"]

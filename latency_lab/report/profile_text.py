@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from latency_lab.profiles import DeviceProfile
 from latency_lab.report.text import table
 
@@ -32,6 +35,7 @@ def describe(profile: DeviceProfile) -> str:
         "fusions": ", ".join(sorted(profile.fusions)),
         "network": _network(profile),
         **_origin(profile),
+        "boards": boards_line(profile.environment.get("boards", {})).removeprefix("boards: "),
     }
     lines += [f"  {name.ljust(8)}  {text}" for name, text in facts.items() if text]
     for title, part in (
@@ -41,6 +45,26 @@ def describe(profile: DeviceProfile) -> str:
         if part:
             lines += ["", f"{title}:", *(f"  {line}" for line in part.splitlines())]
     return "\n".join(lines)
+
+
+def boards_line(boards: Mapping[str, Mapping[str, Any]]) -> str:
+    """The boards of a fleet, what each measured, and what it takes of the fleet's median; "" of none.
+
+    Args:
+        boards: name -> blocks, ratio, off.
+
+    Example:
+        >>> from latency_lab.report import boards_line
+        >>> boards_line({"a": {"blocks": 7, "ratio": 1.0, "off": False}, "b": {"blocks": 6, "ratio": 1.2, "off": True}})
+        'boards: a 7 blocks at 1.00, b 6 blocks at 1.20 (off)'
+    """
+    said = [
+        f"{name} {board['blocks']} blocks"
+        + (f" at {board['ratio']:.2f}" if "ratio" in board else "")
+        + (" (off)" if board.get("off") else "")
+        for name, board in boards.items()
+    ]
+    return "boards: " + ", ".join(said) if said else ""
 
 
 def _origin(profile: DeviceProfile) -> dict[str, str]:

@@ -1,0 +1,46 @@
+"""What a worker is given of a task: a model's file, built when it is first asked for, and the settings of its block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latency_lab import runtimes
+from latency_lab.profiling.protocol import Protocol
+from latency_lab.profiling.tasks import Task
+
+
+class Models:
+    """The models of a run.
+
+    Args:
+        runtime: one of `runtimes.NAMES`, or with a device.
+        protocol: of the run.
+        folder: for the files.
+    """
+
+    def __init__(self, runtime: str, protocol: Protocol, folder: Path) -> None:
+        self.runtime, self.protocol, self.folder = runtimes.get(runtime), protocol, folder
+        self._paths: dict[str, Path] = {}
+
+    def path(self, task: Task) -> Path:
+        """The task's model file.
+
+        Raises:
+            LatencyLabError: the runtime cannot build it.
+        """
+        path = self._paths.get(task.key)
+        if path is None:
+            path = self.folder / f"{len(self._paths)}{self.runtime.suffix}"
+            path.write_bytes(self.runtime.build(task.network))
+            self._paths[task.key] = path
+        return path
+
+    def settings(self, task: Task) -> dict[str, Any]:
+        """What a worker is told of a block of the task."""
+        whole = task.role == "network"
+        return {
+            **self.protocol.settings(whole),
+            "kernels": self.runtime.times_kernels and not whole,
+            "cold": int(task.cold),
+        }
