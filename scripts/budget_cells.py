@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ FACTORS: Mapping[str, Sequence[Any]] = {
     "regularizer": ("LogisticSigmoid", "Gamma", "GroupLasso"),
     "target": (0.5, 0.3),
     "optimizer": ("adam", "momentum", "adamw"),
-    "batch": (64, 256),
+    "batch": (32, 128),
     "steps": (200, 400),
 }
 """What a budget should not depend on: 144 combinations in all."""
@@ -42,7 +43,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """A quarter of all combinations, in which any two levels of two factors meet.
+    """A quarter of all combinations, in which any two levels of two factors meet, in a random order.
 
     With n, r, t, o, b, s the numbers of the levels in the order of `FACTORS`: n + t + b + r and n + s + r + o are even.
     """
@@ -51,6 +52,7 @@ def cells() -> list[Cell]:
         n, r, t, o, b, s = levels
         if (n + t + b + r) % 2 == 0 and (n + s + r + o) % 2 == 0:
             found.append(Cell(*(values[k] for values, k in zip(FACTORS.values(), levels, strict=True))))
+    random.Random(0).shuffle(found)  # so that a run that is stopped has seen something of everything
     return found
 
 
