@@ -85,7 +85,7 @@ def call_in_process(function: str, *args: Any, python: str | Path = sys.executab
     code = f"import json; from tests.integration.test_backends import {function}; print(json.dumps({call}))"
     environ = {"KERAS_BACKEND": BACKEND, "PYTHONPATH": str(ROOT), **environ}
     done = subprocess.run(
-        [str(python), "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}, timeout=500
+        [str(python), "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}, timeout=3000
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
