@@ -1,7 +1,5 @@
-"""Runs the Python blocks of the README in a folder of its own, as its reader would, and prints what each prints.
-
-    python scripts/readme_example.py [another page, such as docs/regularizers.md]
-"""
+"""Runs the Python blocks of the README, or of a page that is named (docs/regularizers.md), in a folder of its own, as its
+reader would, and prints what each prints."""
 
 from __future__ import annotations
 
