@@ -31,6 +31,8 @@ GIVE_UP = 6
 """Structures over the budget, one after another, behind which no larger one is tried."""
 FILLS, REACH, NEARLY = 4, 16, 0.97
 """What is left of a budget is spent in so many moves of so many channels, until this share of it is spent."""
+TRADES = 20
+"""Moves over the budget, the cheapest, that channels of another group may pay for."""
 FEW = 4
 """Channels that snapping moves a width by, at most; and a sixteenth of the group, at most, but one."""
 
@@ -70,7 +72,7 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float, lowest: npt.ArrayLik
             best, most, over = snapped, spent, 0
         if over == GIVE_UP:
             break
-    return _fill(cost, best, target)
+    return _fill(cost, best, target, lowest)
 
 
 def limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
@@ -200,24 +202,48 @@ def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float, lowest: 
     return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), lowest), np.int64)
 
 
-def _fill(cost: Cost, widths: Ints, target: float) -> Ints:
+def _fill(cost: Cost, widths: Ints, target: float, lowest: Ints) -> Ints:
     """Widths with what a coarse staircase left of the budget spent on one group after another."""
     found, spent = widths.copy(), cost.at(widths)
     for _ in range(FILLS):
         if spent >= NEARLY * target:
-            break
-        moves = [(spent, found)]
-        for group, size in enumerate(cost.graph.full_widths.astype(int).tolist()):
-            for width in range(int(found[group]) + 1, min(int(found[group]) + REACH, size) + 1):
-                trial = found.copy()
-                trial[group] = width
-                moves.append((cost.at(trial), trial))
-        affordable = [move for move in moves if move[0] <= target]
-        most = max(value for value, _ in affordable)
+            return found
+        affordable = [move for move in _wider(cost, found) if move[0] <= target]
+        most = max((value for value, _ in affordable), default=spent)
         if most <= spent:
             break
         spent, found = max((m for m in affordable if m[0] == most), key=lambda move: int(move[1].sum()))
-    return found
+    return found if spent >= NEARLY * target else _trade(cost, found, target, lowest)
+
+
+def _wider(cost: Cost, widths: Ints) -> list[tuple[float, Ints]]:
+    """Widths with one group wider by up to REACH channels, and what they cost."""
+    moves = []
+    for group, size in enumerate(cost.graph.full_widths.astype(int).tolist()):
+        for width in range(int(widths[group]) + 1, min(int(widths[group]) + REACH, size) + 1):
+            trial = widths.copy()
+            trial[group] = width
+            moves.append((cost.at(trial), trial))
+    return moves
+
+
+def _trade(cost: Cost, widths: Ints, target: float, lowest: Ints) -> Ints:
+    """Widths with one group wider and another narrower by a few channels to pay for it, where that spends more."""
+    best, most = widths, cost.at(widths)
+    few = np.clip(cost.graph.full_widths.astype(np.int64) // 16, 1, FEW)
+    over = sorted((move for move in _wider(cost, widths) if move[0] > target), key=lambda move: move[0])
+    for _, wide in over[:TRADES]:
+        for group in np.flatnonzero(wide == widths):
+            for width in range(widths[group] - 1, max(widths[group] - few[group], lowest[group]) - 1, -1):
+                trial = wide.copy()
+                trial[group] = width
+                spent = cost.at(trial)
+                if spent <= target:
+                    best, most = (trial, spent) if spent > most else (best, most)
+                    break
+        if most >= NEARLY * target:
+            break
+    return best
 
 
 class _Ladder:

@@ -45,7 +45,7 @@ def to_tflite(model_or_path: Any, precision: str = "float32", representative: It
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or the converter cannot express a layer.
         FileFormatError: the path is no .keras file.
-        UsageError: there is no such precision.
+        UsageError: there is no such precision, or Keras runs another backend than TensorFlow.
         MissingRuntimeError: Keras or TensorFlow is not installed.
 
     Example:
@@ -114,7 +114,7 @@ def to_onnx(model_or_path: Any, precision: str = "float32", representative: Iter
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or ONNX export cannot express a layer.
         FileFormatError: the path is no .keras file.
-        UsageError: there is no such precision.
+        UsageError: there is no such precision, or Keras runs another backend than TensorFlow.
         MissingRuntimeError: Keras, onnx or tf2onnx is not installed.
 
     Example:
@@ -258,6 +258,7 @@ def to_graphdef(model_or_path: Any) -> bytes:
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or it cannot be traced.
         FileFormatError: the path is no .keras file.
+        UsageError: Keras runs another backend than TensorFlow.
         MissingRuntimeError: Keras or TensorFlow is not installed.
 
     Example:
@@ -304,6 +305,11 @@ def _model(model_or_path: Any) -> Any:
         import keras
     except ModuleNotFoundError as error:
         raise missing(error, "Converting a model") or error from error
+    if keras.backend.backend() != "tensorflow":
+        raise UsageError(
+            f"Models are converted under Keras's TensorFlow backend, and this process runs {keras.backend.backend()}. "
+            "Save the model as .keras, and convert the file in a process with KERAS_BACKEND=tensorflow."
+        )
     if isinstance(model_or_path, (str, os.PathLike)):
         path = Path(model_or_path)
         if not path.is_file():

@@ -313,6 +313,8 @@ class Regularizer(ABC):
     def _attached(self) -> Any:
         if self._model is None:
             raise UsageError(f"{type(self).__name__} is attached to no model. Call attach(model) or bind(model) first.")
+        if keras.backend.backend() == "jax":
+            self._model.jax_state_sync()  # within an epoch of `fit`, variables are empty until then
         return self._model
 
     def _provenance(self, widths: npt.NDArray[np.int64]) -> Mapping[str, Any]:

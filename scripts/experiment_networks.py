@@ -12,18 +12,19 @@ SEEDS = {"residual": 1, "depthwise": 1, "plain": 3}
 """Network -> how many times all of it is trained, from different initial weights."""
 
 
-def build(name: str, seed: int) -> keras.Model:
+def build(name: str, seed: int, size: int = 28) -> keras.Model:
     """A network with random weights.
 
     Args:
         name: one of `NAMES`.
         seed: of the weights.
+        size: rows and columns of an image, at least 8.
 
     Returns:
-        Images [batch, 28, 28, 1] -> logits [batch, 10].
+        Images [batch, size, size, 1] -> logits [batch, 10].
     """
     keras.utils.set_random_seed(seed)
-    image = layers.Input((28, 28, 1), name="image")
+    image = layers.Input((size, size, 1), name="image")
     features = {"residual": _residual, "depthwise": _depthwise, "plain": _plain}[name](image)
     return keras.Model(image, layers.Dense(10, name="logits")(features), name=name)
 

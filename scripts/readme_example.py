@@ -1,18 +1,22 @@
-"""Runs the README's complete example in a folder of its own, as its reader would, and prints what it prints."""
+"""Runs the Python blocks of the README, or of a page that is named (docs/regularizers.md), in a folder of its own, as its
+reader would, and prints what each prints."""
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 
 if __name__ == "__main__":
-    text = README.read_text()
-    example = "\n".join(re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    page = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else README
+    names = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+            exec(compile(block, page.name, "exec"), names)
+            print(flush=True)
         os.chdir("/")

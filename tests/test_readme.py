@@ -1,4 +1,4 @@
-"""What the README shows runs: its Python blocks in order, and every latency-lab command parses."""
+"""What the README and the guide to training show runs: Python blocks in order, and every latency-lab command parses."""
 
 import os
 import re
@@ -10,19 +10,21 @@ import pytest
 from latency_lab.cli.main import parser
 
 README = Path(__file__).parents[1] / "README.md"
+TRAINING = README.parent / "docs" / "regularizers.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", [README, TRAINING], ids=lambda page: page.name)
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = blocks("python")
-    assert found, "the README has no Python block"
+    found = blocks("python", page)
+    assert found, f"{page.name} has no Python block"
     names: dict[str, object] = {"__name__": "__main__"}
     for number, block in enumerate(found, start=1):
-        exec(compile(block, f"README.md python block {number}", "exec"), names)
+        exec(compile(block, f"{page.name} python block {number}", "exec"), names)
 
 
 def commands() -> list[str]:

@@ -85,7 +85,7 @@ def call_in_process(function: str, *args: Any, python: str | Path = sys.executab
     code = f"import json; from tests.integration.test_backends import {function}; print(json.dumps({call}))"
     environ = {"KERAS_BACKEND": BACKEND, "PYTHONPATH": str(ROOT), **environ}
     done = subprocess.run(
-        [str(python), "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}, timeout=500
+        [str(python), "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environ}, timeout=3000
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -229,6 +229,63 @@ def test_a_budget_is_read_from_the_weights_of_the_last_step() -> None:
     seen = []
     gated.fit(*same_batch(3), 16, callbacks=[Losses(lambda batch: seen.append(learner.openness()))], verbose=0)
     assert np.abs(np.diff(seen, axis=0)).max(axis=1).min() > 0
+
+
+# ---- a training that was cut off ----------------------------------------------------------------------------------
+
+
+class CutError(Exception):
+    """What ends a training."""
+
+
+def steered(folder: Path, cut: bool = False, loaded: Any = None) -> tuple[Any, list[list[float]]]:
+    """Four epochs to half of the cost, with all that is written down; cut off as the third begins, or gone on with.
+
+    Returns:
+        the gated model, and the state of the control as each epoch begins.
+    """
+    model = network()
+    learner = LogisticSigmoid(flops(model), target=0.5, strength="auto", seed=1)
+    if loaded is None:
+        gated = compiled(learner.attach(model), keras.optimizers.AdamW(3e-3))
+    else:
+        learner.bind(gated := loaded)
+    states: list[list[float]] = []
+
+    def note(epoch: int, logs: Any = None) -> None:
+        states.append([epoch, *learner.control_state(), learner.strength])
+        if cut and epoch == 2:
+            raise CutError
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=note)
+    backup = [] if loaded else [keras.callbacks.BackupAndRestore(str(folder / "backup"))]
+    callbacks = [*learner.callbacks(structures=folder / "structures.jsonl", every=8), *backup, watch]
+    options = {"epochs": 4, "initial_epoch": 2 if loaded else 0, "callbacks": callbacks, "verbose": 0}
+    try:
+        gated.fit(*data(256), 32, **options)
+    except CutError:
+        pass
+    else:
+        assert [record["step"] for record in learner.history()] == list(range(17, 33))
+        assert learner.history()[-1]["strength"] == pytest.approx(learner.strength)
+    return gated, states
+
+
+@pytest.mark.parametrize("how", ["saved", "backup"])
+def test_a_training_that_was_cut_off_goes_on(how: str, tmp_path: Path) -> None:
+    cut, before = steered(tmp_path, cut=True)
+    assert before[-1][1] > 0, "no unit was measured"
+    assert before[-1][3] == pytest.approx(0.5, abs=0.1)
+    cut.save(tmp_path / "cut.keras")
+    loaded = keras.saving.load_model(tmp_path / "cut.keras") if how == "saved" else None
+    again, after = steered(tmp_path, loaded=loaded)
+    assert after[0] == pytest.approx(before[-1], rel=1e-5)
+    assert [state[0] for state in after] == [2, 3]
+    assert int(again.optimizer.iterations) == 32
+    lines = [json.loads(line) for line in (tmp_path / "structures.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [8, 16, 24, 32]
+    share = lines[-1]["structure"]["provenance"]["cost_after"] / lines[-1]["structure"]["provenance"]["cost_before"]
+    assert 0.485 <= share <= 0.5
 
 
 # ---- mixed precision ----------------------------------------------------------------------------------------------

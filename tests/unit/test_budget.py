@@ -61,6 +61,25 @@ def test_fit_opens_closed_channels_where_training_went_too_far() -> None:
     assert budget.fit(FLOPS, values, 0.9 * FLOPS.at()).sum() > (values > 0.5).sum()
 
 
+class Cliffs:
+    """6 ms a channel of `a`, and 1 ms a channel of `b`: one wider than 4 is a cliff that 2 of the other pay for."""
+
+    class graph:  # noqa: N801
+        full_widths = np.array([6.0, 32.0])
+        offsets = np.array([0, 6, 38])
+
+    def at(self, widths) -> float:
+        return float(6 * widths[0] + widths[1])
+
+
+def test_one_group_pays_for_another_where_a_budget_is_left_unspent() -> None:
+    lowest = np.array([1, 1])
+    traded = budget._trade(Cliffs(), np.array([4, 32]), 60.0, lowest)
+    assert traded.tolist() == [5, 30]
+    assert budget._trade(Cliffs(), np.array([4, 32]), 57.0, lowest).tolist() == [4, 32]  # 3 channels are too many
+    assert budget._trade(Cliffs(), np.array([4, 32]), 60.0, np.array([1, 31])).tolist() == [4, 32]
+
+
 def test_a_budget_out_of_reach_is_refused_with_what_can_be_reached() -> None:
     lowest = FLOPS.at([1, 1])
     with pytest.raises(BudgetError, match=f"{lowest:.4g} FLOPs"):
