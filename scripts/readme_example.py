@@ -1,5 +1,7 @@
-"""Runs the Python blocks of the README, or of a page that is named (docs/regularizers.md), in a folder of its own, as its
-reader would, and prints what each prints."""
+"""Runs the Python blocks of the README, or of a page that is named, in a folder of its own, and prints what they print.
+
+    .venv/bin/python scripts/readme_example.py [docs/regularizers.md]
+"""
 
 from __future__ import annotations
 
