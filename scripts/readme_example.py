@@ -1,6 +1,6 @@
 """Runs the Python blocks of the README, or of a page that is named, in a folder of its own, and prints what they print.
 
-    .venv/bin/python scripts/readme_example.py [docs/regularizers.md]
+.venv/bin/python scripts/readme_example.py [docs/regularizers.md]
 """
 
 from __future__ import annotations
