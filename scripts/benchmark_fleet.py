@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--output", required=True, metavar="F", help="JSON to write")
     parser.add_argument("--boards", type=int, default=4, metavar="N", help="beside one (default 4)")
     parser.add_argument("--ops", type=int, default=2000, metavar="N", help="of the plan (default 2000)")
-    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="of the protocol (default 2)")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="of the protocol (default 1)")
     return parser.parse_args()
 
 

@@ -107,7 +107,7 @@ class Fleet:
             _log.warning("%s: %s", self.name, line)
         return book
 
-    def boards(self, client: Any) -> dict[str, str]:
+    def workers(self, client: Any) -> dict[str, str]:
         """The boards that are there now: address of the dask worker -> name.
 
         Raises:
@@ -146,7 +146,7 @@ class Fleet:
 
     def _one_board_alone(self) -> NoReturn:
         with self._client() as client:
-            names = sorted(self.boards(client).values())
+            names = sorted(self.workers(client).values())
         raise UsageError(
             f"{self.name} is a fleet ({len(names)} boards{': ' if names else ''}{', '.join(names)}): it is for profile "
             "alone. Name one board by ssh://user@host or adb://serial."
@@ -201,7 +201,7 @@ class _Run:
             EnvironmentMismatchError: boards differ; the message names them.
         """
         self.common = tuple(task for task in self.common if self._builds(task))
-        self._boards = self.fleet.boards(self.client)
+        self._boards = self.fleet.workers(self.client)
         if not self._boards:
             raise UsageError(
                 f"{self.fleet.name} has no board: no dask worker with the resource {self.fleet.resource!r}. On each "
@@ -221,11 +221,12 @@ class _Run:
         deadline, pending = time.monotonic() + GREET_S, list(asked)
         while pending and time.monotonic() < deadline:
             self._wait(pending, LOOK_S, every=True)
-            there = self.fleet.boards(self.client)
+            there = self.fleet.workers(self.client)
             pending = [future for future in pending if not future.done() and asked[future] in there]
         answered = [future for future in asked if future.done()]
         self.client.cancel([future for future in asked if future not in answered])
-        return [self._answer(future, 0) for future in answered]
+        answers = [self._answer(future, 0) for future in answered]
+        return [answer for answer in answers if answer is not None]
 
     def _builds(self, task: Task) -> bool:
         try:
@@ -249,7 +250,7 @@ class _Run:
                 self._take(future, journal)
             on_block(len(waiting) - self._open(), len(waiting))
             if (now := time.monotonic()) - looked >= LOOK_S:
-                looked, self._boards = now, self.fleet.boards(self.client)
+                looked, self._boards = now, self.fleet.workers(self.client)
                 seen = now if self._boards else seen
             if now - seen > PATIENCE_S:
                 raise DeviceLostError(f"{self.fleet.name} has no board any more. What was measured is in the journal.")
@@ -262,7 +263,7 @@ class _Run:
         """Gives up what is on its way, and has the boards put their tools away."""
         with contextlib.suppress(Exception):  # the scheduler may be what was lost
             self.client.cancel(list(self._flying))
-            self.client.run(fleet_board.release, self._name, workers=list(self.fleet.boards(self.client)))
+            self.client.run(fleet_board.release, self._name, workers=list(self.fleet.workers(self.client)))
 
     def _send(self, journal: Journal) -> None:
         """Gives the next chunk to dask; what cannot be built has failed, what is too much to send waits."""
@@ -294,6 +295,9 @@ class _Run:
                 journal.append(block_line(tasks[0].key, round_, line), tasks[0])
             return
         answer = self._answer(future, len(tasks))
+        if answer is None:
+            self._flying[future] = (round_, tasks)
+            return
         if self._lost(answer):
             self._left.appendleft((round_, tasks))
             return
@@ -368,25 +372,28 @@ class _Run:
         from distributed import TimeoutError, wait
 
         with contextlib.suppress(TimeoutError), self.client.as_current():
-            wait(futures, timeout=seconds, return_when="ALL_COMPLETED" if every else "FIRST_COMPLETED")
+            if futures:
+                wait(futures, timeout=seconds, return_when="ALL_COMPLETED" if every else "FIRST_COMPLETED")
         return [future for future in futures if future.done()]
 
-    def _answer(self, future: Any, blocks: int) -> Answer:
+    def _answer(self, future: Any, blocks: int) -> Answer | None:
+        """What a future that is done holds; None where that was lost with its board, and is measured again."""
         from distributed import CancelledError, TimeoutError
 
-        try:
-            return boards.answer_of(future.result(timeout=PATIENCE_S), blocks, len(self.common))
-        except ValueError as error:
-            raise UsageError(f"{self.fleet.name}: a board's answer is none: {error}.") from error
-        except (CancelledError, OSError, TimeoutError) as error:
-            raise DeviceLostError(f"{self.fleet.name}: the scheduler was lost. Measured blocks are kept.") from error
-        except LatencyLabError:
-            raise
-        except Exception as error:  # whatever a board's Python raised
+        if future.status == "error":
+            error = future.exception()
             raise UsageError(
                 f"{self.fleet.name}: a board cannot measure: {type(error).__name__}: {plain(str(error), 300)}. Each "
                 "needs this release of latency-lab: pip install 'latency-lab[fleet]'"
             ) from error
+        try:
+            return boards.answer_of(future.result(timeout=LOOK_S), blocks, len(self.common))
+        except TimeoutError:
+            return None
+        except (CancelledError, OSError) as error:
+            raise DeviceLostError(f"{self.fleet.name}: the scheduler was lost. Measured blocks are kept.") from error
+        except ValueError as error:
+            raise UsageError(f"{self.fleet.name}: a board's answer is none: {error}.") from error
 
 
 def _killed_boards(future: Any) -> bool:
