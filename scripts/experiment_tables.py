@@ -239,8 +239,9 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     results = Results(found)
-    figure, panels = pyplot.subplots(1, len(NAMES), figsize=(5 * len(NAMES), 4), layout="constrained")
-    for panel, net in zip(panels, NAMES, strict=True):
+    nets = [net for net in NAMES if results.of_seeds(net, "seed")]
+    figure, panels = pyplot.subplots(1, len(nets), figsize=(5 * len(nets), 4), layout="constrained", squeeze=False)
+    for panel, net in zip(panels[0], nets, strict=True):
         for number, method in enumerate(METHODS):
             for seed in range(SEEDS[net]):
                 whole = results.get(net, seed, "seed")
@@ -252,6 +253,6 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
                     label = method if seed == 0 else None
                     panel.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=label, alpha=0.7)
         panel.set(title=net, xlabel="LiteRT, 1 thread, ms", ylabel="accuracy")
-    panels[0].legend()
+    panels[0, 0].legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
