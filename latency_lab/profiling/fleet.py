@@ -113,8 +113,10 @@ class Fleet:
         Raises:
             UsageError: one would be given several chunks at a time.
         """
+        with self.reached():
+            there = client.scheduler_info(n_workers=-1)["workers"]
         found = {}
-        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+        for address, worker in there.items():
             count = worker.get("resources", {}).get(self.resource)
             name = plain(str(worker.get("name", address)), boards.NAME_LIMIT)
             if count is not None and count != 1:
@@ -125,6 +127,24 @@ class Fleet:
             if count:
                 found[str(address)] = name
         return found
+
+    @contextlib.contextmanager
+    def reached(self) -> Iterator[None]:
+        """What asks the scheduler.
+
+        Raises:
+            DeviceLostError: it was lost.
+        """
+        from distributed import CancelledError, TimeoutError
+
+        try:
+            yield
+        except TimeoutError:
+            raise
+        except (CancelledError, OSError) as error:
+            raise DeviceLostError(
+                f"{self.name} cannot be reached any more. What was measured is in the journal."
+            ) from error
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:
@@ -371,14 +391,14 @@ class _Run:
         """Those that are done: at the first one, or at all, or after a while."""
         from distributed import TimeoutError, wait
 
-        with contextlib.suppress(TimeoutError), self.client.as_current():
+        with contextlib.suppress(TimeoutError), self.fleet.reached(), self.client.as_current():
             if futures:
                 wait(futures, timeout=seconds, return_when="ALL_COMPLETED" if every else "FIRST_COMPLETED")
         return [future for future in futures if future.done()]
 
     def _answer(self, future: Any, blocks: int) -> Answer | None:
         """What a future that is done holds; None where that was lost with its board, and is measured again."""
-        from distributed import CancelledError, TimeoutError
+        from distributed import TimeoutError
 
         if future.status == "error":
             error = future.exception()
@@ -387,11 +407,11 @@ class _Run:
                 "needs this release of latency-lab: pip install 'latency-lab[fleet]'"
             ) from error
         try:
-            return boards.answer_of(future.result(timeout=LOOK_S), blocks, len(self.common))
+            with self.fleet.reached():
+                said = future.result(timeout=LOOK_S)
+            return boards.answer_of(said, blocks, len(self.common))
         except TimeoutError:
             return None
-        except (CancelledError, OSError) as error:
-            raise DeviceLostError(f"{self.fleet.name}: the scheduler was lost. Measured blocks are kept.") from error
         except ValueError as error:
             raise UsageError(f"{self.fleet.name}: a board's answer is none: {error}.") from error
 

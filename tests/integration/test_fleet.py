@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import latency_lab
+from latency_lab import runtimes
 from latency_lab.cli.main import main
-from latency_lab.ops import OpConfig
+from latency_lab.errors import DeviceLostError
+from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling import Journal, Protocol, device, profile
 
 pytest.importorskip("distributed")
@@ -68,11 +70,25 @@ def test_a_board_that_is_killed_loses_no_operation_and_none_is_counted_twice(fle
     assert found["pi-2"]["blocks"] < 90
 
 
+def test_a_scheduler_that_is_killed_ends_the_run_and_leaves_the_journal(local_fleet, tmp_path, monkeypatch):
+    monkeypatch.setattr("latency_lab.profiling.fleet.CONNECT_S", 1)
+    path = tmp_path / "j.jsonl"
+    with local_fleet.LocalFleet(tmp_path, ["pi-1", "pi-2"]) as fleet:
+
+        def kill(progress):
+            if progress.done and fleet.scheduler.poll() is None:
+                fleet.scheduler.kill()
+
+        where = device(fleet.address, fleet.python)
+        with pytest.raises(DeviceLostError, match=r"cannot be reached any more\. What was measured is in the journal"):
+            profile(OPS, runtime="litert", journal=path, protocol=SHORT, on=where, on_progress=kill)
+        assert 0 < sum(map(len, Journal.load(path).blocks.values())) < 180
+        with pytest.raises(DeviceLostError, match="cannot be reached: "):
+            profile(OPS, runtime="litert", journal=path, protocol=SHORT, on=where)
+
+
 def test_the_command_line_goes_on_after_a_kill_and_other_verbs_say_what_to_do(fleet, tmp_path, capsys):
     model = tmp_path / "m.tflite"
-    from latency_lab import runtimes
-    from latency_lab.ops import Network
-
     model.write_bytes(runtimes.get("litert").build(Network.of(OpConfig("dense", in_channels=8, out_channels=8))))
     where = ["--on", fleet.address]
     out, journal = tmp_path / "p.json", tmp_path / "p.journal.jsonl"
