@@ -9,7 +9,7 @@ import pytest
 import latency_lab
 
 ROOT = Path(__file__).parents[2]
-FRAMEWORKS = ("tensorflow", "keras", "onnx", "onnxruntime", "sklearn", "ai_edge_litert", "flatbuffers")
+FRAMEWORKS = ("tensorflow", "keras", "onnx", "onnxruntime", "sklearn", "ai_edge_litert", "flatbuffers", "distributed")
 
 
 def run(code: str) -> str:
