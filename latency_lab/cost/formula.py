@@ -76,19 +76,17 @@ class Excess:
     free: float
     alone: float | None = None
 
-    def __call__(self, values: Values, xp: Any) -> Values:
-        """The whole, and its slopes by the channels of each op.
-
-        Args:
-            values: of `terms`: of each op and its slopes.
-        """
-        amounts, slope_in, slope_out = values
-        beyond = xp.sum(amounts) - self.free
-        total, each = xp.maximum(beyond, 0.0), xp.where(beyond > 0, 1.0, 0.0)
+    def value(self, amounts: Any, xp: Any) -> Any:
+        """Of what the terms are, [n]: a scalar."""
+        total = xp.maximum(xp.sum(amounts) - self.free, 0.0)
         if self.alone is not None:
-            paid = amounts - self.alone
-            total, each = total - xp.sum(xp.maximum(paid, 0.0)), each - xp.where(paid > 0, 1.0, 0.0)
-        return self.price * total, self.price * each * slope_in, self.price * each * slope_out
+            total = total - xp.sum(xp.maximum(amounts - self.alone, 0.0))
+        return self.price * total
+
+    def slopes(self, amounts: Any, xp: Any) -> Any:
+        """d value / d amounts: [n], or a scalar that is the slope of each."""
+        each = xp.where(xp.sum(amounts) > self.free, self.price, 0.0)
+        return each if self.alone is None else each - xp.where(amounts > self.alone, self.price, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ class OpSum:
 
         x_in = in_map @ widths + in_const,   x_out = out_map @ widths + out_const
         value = constant + sum_i presence_i(widths) * terms_i(x_in_i, x_out_i)
-                + excess(presence_i(widths) * excess.terms_i(x_in_i, x_out_i))
+                + excess.value(presence_i(widths) * excess.terms_i(x_in_i, x_out_i))
         gradient = in_map.T @ d value / d x_in + out_map.T @ d value / d x_out
 
     The gradient is the price of a channel; of a last one that takes a branch with it, too, it is no more than that.
@@ -146,7 +144,7 @@ class OpSum:
         total = self.constant + xp.sum(self._of(self.terms, channels, xp)[0])
         if self.excess is None:
             return total
-        return total + self.excess(self._of(self.excess.terms, channels, xp), xp)[0]
+        return total + self.excess.value(self._of(self.excess.terms, channels, xp)[0], xp)
 
     def value_and_gradient(self, widths: Any, xp: Any) -> tuple[Any, Any]:
         """The value, and its gradient [groups]."""
@@ -154,8 +152,10 @@ class OpSum:
         values, slope_in, slope_out = self._of(self.terms, channels, xp)
         total = self.constant + xp.sum(values)
         if self.excess is not None:
-            more, more_in, more_out = self.excess(self._of(self.excess.terms, channels, xp), xp)
-            total, slope_in, slope_out = total + more, slope_in + more_in, slope_out + more_out
+            amounts, more_in, more_out = self._of(self.excess.terms, channels, xp)
+            price = self.excess.slopes(amounts, xp)
+            total = total + self.excess.value(amounts, xp)
+            slope_in, slope_out = slope_in + price * more_in, slope_out + price * more_out
         gradient = xp.matmul(slope_in, as_array(self.in_map, xp)) + xp.matmul(slope_out, as_array(self.out_map, xp))
         return total, gradient
 

@@ -18,7 +18,7 @@ from latency_lab.cost.roofline import roofline_terms
 from latency_lab.cost.terms import Polynomial, Terms, Values
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
-from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, as_stored, fuse
+from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, as_run, fuse
 from latency_lab.profiles.layout import with_reorders
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ def _kernels(graph: ChannelGraph, profile: DeviceProfile) -> tuple[Kernel, ...]:
     """What the device's runtime executes: merged operations, and the reorders between them."""
     exported = graph.source == "keras"  # a file has the transposes of its inputs among its operations
     rules = profile.fusions if exported else profile.fusions - {INPUT_TRANSPOSE}
-    network = graph.network().of_type(profile.precision) if exported else graph.network()
-    network = as_stored(network, INPUT_TRANSPOSE in profile.fusions, exported)
+    network = as_run(graph.network(), profile.fusions, profile.precision, exported)
     return with_reorders(fuse(network, rules), profile.layout_block, exported=exported)
 
 

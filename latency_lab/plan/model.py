@@ -19,6 +19,7 @@ from latency_lab.plan.networks import MODEL_NETWORKS, model_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import merges
 from latency_lab.profiles import fuse
+from latency_lab.profiles.fusions import as_run
 from latency_lab.profiling import Task
 
 AXIS_SHARES = (0.25, 0.5, 0.75)
@@ -42,7 +43,7 @@ def model_plan(graphs: Sequence[ChannelGraph], runtime: str, precision: str = "f
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), runtimes.get(runtime)
     sites = [site for graph in graphs for site in _sites(graph, rules, precision)]
-    merged = [kernel.op for graph in graphs for kernel in fuse(_network(graph, precision), rules | CANDIDATES)]
+    merged = [kernel.op for graph in graphs for kernel in fuse(_network(graph, rules, precision), rules | CANDIDATES)]
     ops = [op for site in sites for op in _points(site, rng)]
     networks = [
         network
@@ -67,13 +68,13 @@ class _Site:
     narrows_out: bool
 
 
-def _network(graph: ChannelGraph, precision: str) -> Network:
-    return graph.network().of_type(precision) if graph.source == "keras" else graph.network()
+def _network(graph: ChannelGraph, rules: frozenset[str], precision: str) -> Network:
+    return as_run(graph.network(), rules, precision, graph.source == "keras")
 
 
 def _sites(graph: ChannelGraph, rules: frozenset[str], precision: str) -> list[_Site]:
     found: dict[_Site, None] = {}
-    for kernel in fuse(_network(graph, precision), rules):
+    for kernel in fuse(_network(graph, rules, precision), rules):
         narrows_in, narrows_out = bool(graph.in_map[kernel.main].any()), bool(graph.out_map[kernel.main].any())
         found[_Site(kernel.op, narrows_in, narrows_out)] = None
     return list(found)

@@ -9,6 +9,7 @@ from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.rules import converted
 from latency_lab.profiles import fused_network
+from latency_lab.profiles.fusions import as_run
 
 MODEL_NETWORKS = 28
 MODEL_MACS = 600_000_000
@@ -28,13 +29,13 @@ def model_networks(
     graph: ChannelGraph, runtime: str, count: int, rng: np.random.Generator, precision: str = "float32"
 ) -> list[Network]:
     """The model's beginning, up to a random place (often all of it), at random widths, a global pooling behind."""
-    found = []
+    found, rules, exported = [], converted(runtime, precision), graph.source == "keras"
     for _ in range(count):
         low, high = np.sort(rng.uniform(0.2, 1.0, 2))
         widths = np.maximum(1, np.ceil(graph.full_widths * rng.uniform(low, high, len(graph.groups)) / 8) * 8)
-        whole = graph.network(np.minimum(widths, graph.full_widths).astype(int))
-        whole = whole.of_type(precision) if graph.source == "keras" else without_transposes(whole)
-        network = fused_network(whole, converted(runtime, precision))
+        stated = graph.network(np.minimum(widths, graph.full_widths).astype(int))
+        whole = as_run(stated, rules, precision, exported)
+        network = fused_network(whole if exported else without_transposes(whole), rules)
         macs = np.cumsum([op.macs for op, _ in network.nodes])
         most = min(int(macs[-1]), MODEL_MACS)
         cut = int(np.searchsorted(macs, min(rng.uniform(0.3, 1.3), 1.0) * most))

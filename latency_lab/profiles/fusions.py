@@ -45,7 +45,7 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
     A tensor that more than one node reads is never swallowed.
 
     Example:
-        >>> from latency_lab.ops import BINARY, Network, OpConfig
+        >>> from latency_lab.ops import Network, OpConfig
         >>> conv = OpConfig("conv2d", height=8, width=8, in_channels=4, out_channels=8)
         >>> relu = OpConfig("activation", height=8, width=8, in_channels=8, out_channels=8, activation="relu")
         >>> [k.op.activation for k in fuse(Network(((conv, (-1,)), (relu, (0,)))), {"conv2d+relu"})]
@@ -76,6 +76,19 @@ def fused_network(network: Network, fusions: Collection[str]) -> Network:
     """The network with each kernel as one node; rules that add kernels play no part."""
     fusions = frozenset(fusions) - {INPUT_TRANSPOSE}
     return Network(tuple((kernel.op, kernel.inputs) for kernel in fuse(network, fusions)), network.name)
+
+
+def as_run(network: Network, fusions: Collection[str], precision: str, exported: bool) -> Network:
+    """The network of a model as a runtime is given it, not fused yet.
+
+    Args:
+        network: of the model, or of the model at other widths.
+        fusions: what the runtime merges; `INPUT_TRANSPOSE` among them says that it has channels first.
+        precision: that a model is exported in.
+        exported: whether the model is still to be exported; a file states types and layout itself.
+    """
+    typed = network.of_type(precision) if exported else network
+    return as_stored(typed, INPUT_TRANSPOSE in fusions, exported)
 
 
 def as_stored(network: Network, channels_first: bool, exported: bool) -> Network:

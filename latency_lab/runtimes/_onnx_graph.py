@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from latency_lab.ops import CASTS, CONVS, GLOBAL_POOLS, POOLS, REORDERS, RESIZES, Network, OpConfig
+from latency_lab.ops import BINARY, CASTS, CONVS, GLOBAL_POOLS, POOLS, REORDERS, RESIZES, Network, OpConfig
 from latency_lab.runtimes import (  # noqa: F401 they register what builds each kind
     _onnx_activations,
     _onnx_kernels,
@@ -133,6 +133,8 @@ class _Graph:
             return _LAST
         if op.kind == "transpose":
             return self._layouts[sources[0]] if sources[0] >= 0 else _LAST
+        if op.kind in BINARY and op.operands == 1 and sources[0] < 0 and not self._lone:
+            return _LAST  # an export transposes an image after arithmetic with constants
         known = {self._layouts[s] for s in sources if s >= 0 and len(self._shapes.of(s)) > 2}
         return _LAST if known == {_LAST} and op.kind not in CHANNELS_FIRST else _FIRST
 

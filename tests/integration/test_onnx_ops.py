@@ -12,7 +12,9 @@ from keras import layers
 
 from latency_lab import runtimes
 from latency_lab.convert import to_onnx
+from latency_lab.graph import ChannelGraph
 from latency_lab.ops import ACTIVATIONS, KINDS, Network, OpConfig
+from latency_lab.plan import model_plan
 from latency_lab.runtimes import base, worker
 from latency_lab.runtimes._onnx_graph import is_channels_last
 
@@ -230,7 +232,7 @@ def test_a_float_operation_computes_what_it_says(found):
 
 @pytest.mark.parametrize("found", NEW_KINDS, ids=key)
 def test_every_node_is_named_after_its_operation(found):
-    nodes = onnx.load_from_string(RUNTIME.build(Network.of(found))).graph.node
+    nodes = onnx.load_model_from_string(RUNTIME.build(Network.of(found))).graph.node
     assert all(node.name.startswith(("op0", "context_")) for node in nodes)
 
 
@@ -295,7 +297,7 @@ SAME_CHANNELS = {"global_avg_pool", "global_max_pool", "softmax"}
 @pytest.mark.parametrize(("found", "expected"), CODED, ids=[key(found) for found, _ in CODED])
 def test_an_8_bit_operation_runs_the_kernels_that_onnxruntime_merges(found, expected, tmp_path):
     model = RUNTIME.build(Network.of(found))
-    onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+    onnx.checker.check_model(onnx.load_model_from_string(model), full_check=True)
     ran, (output,) = kernels(model, tmp_path)
     assert found.kind in SAME_CHANNELS or len(np.unique(output)) > 1
     assert own(ran)
@@ -379,7 +381,7 @@ def test_ranges_are_read_from_representative_inputs(block):
     wide = [np.full((1, 16, 16, 3), 100.0), np.full((1, 16, 16, 3), -100.0)]
     scales = []
     for data in (None, wide):
-        graph = onnx.load_from_string(to_onnx(block, precision="int8", representative=data)).graph
+        graph = onnx.load_model_from_string(to_onnx(block, precision="int8", representative=data)).graph
         constants = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
         first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
         scales.append(float(constants[first.input[1]]))
@@ -395,7 +397,7 @@ def test_a_reorder_is_the_kernel_that_its_model_names(kind, tmp_path):
     if block == 1:
         pytest.skip("this processor has no blocked layout")
     model = RUNTIME.build(Network.of(op(kind, 14, 14, 2 * block)))
-    wanted = {item.key: item.value for item in onnx.load_from_string(model).metadata_props}["latency_lab.kernels"]
+    wanted = {item.key: item.value for item in onnx.load_model_from_string(model).metadata_props}["latency_lab.kernels"]
     ran, _ = kernels(model, tmp_path)
     assert [kind for _, kind in ran].count(wanted) == 1
     path = tmp_path / "reorder.onnx"
@@ -429,3 +431,19 @@ def test_the_worker_times_an_8_bit_operation(tmp_path):
     answer = worker.answer(request, worker.OnnxRuntimeModel, 1, worker.Clock(), 1e-6)
     assert answer["status"] == "ok"
     assert 1e-4 < answer["wall_ms"]["median"] < 10
+
+
+def test_a_model_that_normalises_its_images_is_planned_as_it_is_exported() -> None:
+    image = x = keras.Input((16, 16, 3))
+    for layer in (layers.Rescaling(1 / 255), layers.Normalization(mean=[0.4] * 3, variance=[0.1] * 3)):
+        x = layer(x)
+    graph = ChannelGraph.from_model(keras.Model(image, layers.Conv2D(8, 3)(x)))
+    tasks = model_plan([graph], "onnxruntime")
+    lone = {task.network.nodes[0][0].family for task in tasks if task.role == "op"}
+    assert {"multiply by scalar", "subtract by innermost", "multiply by innermost"} <= lone
+    assert "subtract by channels" not in lone
+    whole = next(task.network for task in tasks if task.role == "network")
+    kinds = [node.op_type for node in onnx.load_model_from_string(RUNTIME.build(whole)).graph.node]
+    assert kinds[:5] == ["Mul", "Sub", "Mul", "Transpose", "Conv"]
+    litert = model_plan([graph], "litert")
+    assert "subtract by channels" in {task.network.nodes[0][0].family for task in litert if task.role == "op"}
