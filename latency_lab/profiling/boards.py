@@ -12,6 +12,7 @@ import numpy as np
 
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling.answers import checked_block, checked_hello, plain, values_of
+from latency_lab.profiling.environment import differing
 from latency_lab.profiling.journal import Journal, failed
 from latency_lab.profiling.protocol import statistic
 from latency_lab.profiling.remote import checked_probe
@@ -151,11 +152,9 @@ def usual_identity(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
 
 def unlike(board: str, identity: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     """A line for each value in which a board differs from the usual identity."""
-    names = [*usual, *(name for name in identity if name not in usual)]
     return [
         f"{board}: {name} is {identity.get(name)!r}, that of the others {usual.get(name)!r}"
-        for name in names
-        if identity.get(name) != usual.get(name)
+        for name in differing(usual, identity)
     ]
 
 

@@ -47,8 +47,13 @@ def conditions() -> dict[str, Any]:
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each value in which two identities differ."""
+    return [f"{name}: {then.get(name)!r} there, {now.get(name)!r} here" for name in differing(then, now)]
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the values in which two identities differ."""
     names = [*then, *(name for name in now if name not in then)]
-    return [f"{n}: {then.get(n)!r} there, {now.get(n)!r} here" for n in names if then.get(n) != now.get(n)]
+    return [name for name in names if then.get(name) != now.get(name)]
 
 
 def cpu_model() -> str:
