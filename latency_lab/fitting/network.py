@@ -35,7 +35,7 @@ CHEAP = 0.05
 """The quantile of the networks' kernels that b leaves at `LEAST` of their own time, at most."""
 CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
-CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6)
+CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6, 48e6, 64e6, 96e6)
 LEAST_NETWORKS = 4
 
 
