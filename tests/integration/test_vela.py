@@ -15,6 +15,7 @@ from latency_lab.cli.main import main
 from latency_lab.convert import to_tflite
 from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
+from latency_lab.profiles import fuse
 from latency_lab.profiling import LocalWorker, worker_command
 
 RUNTIME = "vela:ethos-u55-128"
@@ -86,6 +87,21 @@ def test_a_configuration_that_vela_does_not_have_is_named_with_those_it_has(star
 )
 def test_estimates_are_exact(cycles, runtime, conv, whole):
     assert (cycles(Network.of(CONV), runtime), cycles(NET, runtime)) == (conv, whole)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "whole", "copy"),
+    [("vela:ethos-u55-128", 91812, 37912), ("vela:ethos-u65-512", 27685, 9616), ("vela:ethos-u85-256", 75653, 19960)],
+)
+def test_an_operand_of_a_concatenation_that_something_else_reads_is_copied(cycles, runtime, whole, copy):
+    conv, both = OpConfig("conv2d", height=28, width=28, in_channels=16, out_channels=48, dtype="int8"), 96
+    join = OpConfig("concatenate", height=28, width=28, in_channels=both, out_channels=both, operands=2, dtype="int8")
+    nodes = [(conv, (-1,)), (conv.with_channels(48, 48), (0,)), (join, (0, 1)), (conv.with_channels(both, 16), (2,))]
+    assert cycles(Network(tuple(nodes)), runtime) == whole
+    kernels = fuse(Network(tuple(nodes)), runtimes.get(runtime).fusions("int8")[1])
+    found = {kernel.op.kind: cycles(Network.of(kernel.op), runtime) for kernel in kernels}
+    assert found["avg_pool"] == copy
+    assert sum(cycles(Network.of(kernel.op), runtime) for kernel in kernels) == pytest.approx(whole, rel=0.02)
 
 
 def test_the_clock_and_the_memory_are_those_of_the_configuration(start, tmp_path):
