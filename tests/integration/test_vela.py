@@ -161,6 +161,35 @@ def test_a_file_is_measured_and_a_models_profile_predicts_it(python, tmp_path, c
     assert predicted == pytest.approx(measured["latency_ms"], rel=0.1)
 
 
+def small_net():
+    """A residual, a depthwise convolution, and a concatenation of which something else reads an operand."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((24, 24, 3))
+    x = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(inputs)
+    y = layers.Conv2D(24, 3, padding="same", activation="relu")(x)
+    x = layers.Add()([x, layers.Conv2D(24, 3, padding="same")(y)])
+    x = layers.Concatenate()([x, layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)])
+    x = layers.Conv2D(64, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("runtime", ["vela:ethos-u55-128", "vela:ethos-u85-256"])
+def test_a_network_narrowed_to_a_budget_meets_it_by_vela_s_own_figure(runtime, start, tmp_path):
+    model = small_net()
+    graph = latency_lab.ChannelGraph.from_model(model)
+    tasks = latency_lab.sweep(graph, runtime, "int8")
+    journal = latency_lab.profile(
+        tasks, runtime=runtime, journal=tmp_path / "j.jsonl", start_worker=lambda: start(runtime)
+    )
+    cost = latency_lab.LatencyCost(graph, latency_lab.fit_profile(journal))
+    for target in (1.0, 0.5):
+        slim = latency_lab.shrink(model, latency_lab.plan_structure(model, cost, target)) if target < 1 else model
+        file = tmp_path / "slim.tflite"
+        file.write_bytes(to_tflite(slim, precision="int8"))
+        found = latency_lab.measure(file, runtime, start_worker=lambda: start(runtime)).statistic.latency_ms
+        assert found == pytest.approx(target * cost.at(), rel=0.1)
+
+
 def test_float32_is_refused_with_what_to_ask_for(tmp_path, capsys):
     assert main(["profile", "--runtime", RUNTIME, "--precision", "float32", "-o", str(tmp_path / "p.json")]) == 2
     assert "ask for precision int8" in capsys.readouterr().err
