@@ -18,7 +18,7 @@ from latency_lab.plan import general_plan
 from latency_lab.profiles import DeviceProfile
 
 FOLDER = Path(__file__).parents[1] / "device_profiles"
-ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512")
+ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256")
 
 
 def profile(accelerator: str) -> DeviceProfile:

@@ -18,6 +18,8 @@ from latency_lab.profiles.fusions import CONCATENATE_COPY
 from latency_lab.profiling import Task, tasks_of
 
 COLD_EVERY = 4
+MICROCONTROLLERS = frozenset({"vela"})
+"""Runtimes that mostly small networks are made for."""
 REFINED = 500
 _IMAGE = {"height": 28, "width": 28, "in_channels": 48, "out_channels": 48}
 PROBE_SITES = (
@@ -52,7 +54,8 @@ def general_plan(
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), _supported(runtime)
     drawn = list(draw_ops(rng, rules, supported, share=share, dtype=precision))
-    made = [network.of_type(precision) for network in generated_networks(rng, networks)]
+    small = runtime.partition(":")[0] in MICROCONTROLLERS
+    made = [network.of_type(precision) for network in generated_networks(rng, networks, small)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
     images = draw_ops(np.random.default_rng(3), rules, supported, share=share, dtype=precision, rows=NORMALISING)

@@ -141,9 +141,7 @@ class LiteRT:
         """Why the device does not compute in a precision; None where it does."""
         name, options = base.device_and_options("litert", self.device or "cpu")
         if precision == "float16" and name != "gpu":
-            return (
-                "LiteRT computes float16 weights in float32. Ask for precision float32, or name litert:gpu."
-            )
+            return "LiteRT computes float16 weights in float32. Ask for precision float32, or name litert:gpu."
         if precision == "float16" and _forces_float32(options):
             return "enforce_f32 computes in float32. Ask for precision float32, or leave the option out."
         if precision == "float32" and name == "gpu" and not _forces_float32(options):
