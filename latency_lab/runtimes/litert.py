@@ -39,7 +39,7 @@ class LiteRT:
     (conv3d, local_response_norm, elu, square, negative), as floats between a DEQUANTIZE and a QUANTIZE.
 
     LiteRT's GPU accelerator computes files of floats in float16 unless it is told `enforce_f32`: a float16 network is a
-    file of floats for "gpu".
+    file of floats for "gpu", with a mark at its end for the worker to see that it does.
 
     Attributes:
         device: "gpu", "npu", "edgetpu" or the path of a delegate's library there, with options; "" for the CPU.
@@ -114,7 +114,7 @@ class LiteRT:
         """
         base.check(self, network)
         if base.in_float16(network):
-            return self.build(network.of_type("float32"))
+            return self.build(network.of_type("float32")) + worker.FLOAT16_MARK
         shapes = base.tensor_shapes(network)
         try:
             from latency_lab.runtimes._tflite import Writer

@@ -16,7 +16,7 @@ from latency_lab.errors import UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling import Protocol
-from latency_lab.runtimes.worker import TensorFlowModel
+from latency_lab.runtimes.worker import FLOAT16_MARK, TensorFlowModel
 
 SIZE = {"height": 8, "width": 8, "in_channels": 8, "out_channels": 8}
 OPS = [
@@ -100,8 +100,9 @@ def test_a_network_is_float16_as_a_whole():
 
 
 def test_a_gpu_of_litert_is_given_floats():
-    """What it computes in is an option of its own."""
-    assert runtimes.get("litert:gpu").build(half(NET)) == runtimes.get("litert").build(NET)
+    """What it computes in is an option of its own, and the worker looks whether it does."""
+    file = runtimes.get("litert:gpu").build(half(NET))
+    assert file == runtimes.get("litert").build(NET) + FLOAT16_MARK
 
 
 @pytest.mark.parametrize(
