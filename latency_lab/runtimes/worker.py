@@ -194,8 +194,9 @@ class LiteRtAcceleratedModel(CalledModel):
         details = self._model.get_output_tensor_details(signature).values()
         self._reads = [(int(np.prod(detail["shape"])), np.dtype(detail["dtype"]).type) for detail in details]
         with open(path, "rb") as file:
-            if file.read().endswith(FLOAT16_MARK) and "enforce_f32" not in self.options:
-                self._see_that_it_rounds(path)
+            marked = file.read().endswith(FLOAT16_MARK)
+        if marked and self.options.get("enforce_f32", "").lower() not in ("1", "true"):
+            self._see_that_it_rounds(path)
         settle(self.run)
 
     def _see_that_it_rounds(self, path: str) -> None:
