@@ -1,6 +1,7 @@
 """Networks trained to a budget on an Arm Ethos-U NPU, beside what Vela, the compiler, says of what came out.
 
-    scripts/train_vela -o docs/vela_training.json        # needs ethos-u-vela: pip install 'latency-lab[vela]'
+    scripts/train_vela -o docs/vela_training.json             # needs ethos-u-vela: pip install 'latency-lab[vela]'
+    scripts/train_vela --table -o docs/vela_training.json     # prints what it found
 
 Two networks of `experiment_networks` learn their widths on Fashion-MNIST under LogisticSigmoid, to a share of the
 seed's latency on an NPU; the slim network is fine-tuned, converted to int8 with real images for its ranges, and
@@ -45,6 +46,9 @@ RANGES_FROM = 64
 def main() -> int:
     """Trains what is missing; writes all that there is; 1 where a cell is missing."""
     args = _arguments()
+    if args.table:
+        print(table(files.read_json(args.output, "networks of scripts/train_vela")["cells"]))
+        return 0
     out = quiet()
     args.folder.mkdir(parents=True, exist_ok=True)
     store = Store(args.folder, {"settings": dataclasses.asdict(SETTINGS), "vela": _version()})
@@ -136,6 +140,20 @@ def row(found: dict[str, Any]) -> dict[str, Any]:
     return {key: _rounded(value) for key, value in shown.items()}
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| NPU | network | profile | target | ms: target, predicted, Vela's | over the target | accuracy: seed, slim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        times = ", ".join(f"{r[key]:.4f}" for key in ("target_ms", "predicted_ms", "vela_ms"))
+        accuracy = ", ".join(f"{value:.3f}" for value in r["accuracy"])
+        cells = (r["accelerator"], r["network"], r["profile"], r["target"], times, f"{r['vela_of_target'] - 1:+.1%}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {accuracy} |")
+    return "\n".join(lines)
+
+
 def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(each) for each in value]
@@ -152,6 +170,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("scripts/train_vela", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--accelerator", nargs="+", choices=ACCELERATORS, default=list(ACCELERATORS))
     parser.add_argument("--profile", nargs="+", choices=PROFILES, default=list(PROFILES))
+    parser.add_argument("--table", action="store_true", help="print the table of the output")
     parser.add_argument("--minutes", type=float, default=120, help="begin no cell that would end later (default 120)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of Fashion-MNIST's four files")
     parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help=f"work folder (default {FOLDER})")
