@@ -29,6 +29,7 @@ from experiment_cells import Cell, Settings, Store, run_missing
 
 import latency_lab as ll
 from latency_lab import convert, files
+from latency_lab.errors import BudgetError
 from latency_lab.plan import plan
 from latency_lab.profiles import shipped_profiles
 from regularizers import LogisticSigmoid, recalibrate_batch_norm
@@ -63,7 +64,11 @@ def main() -> int:
     ]
 
     def run(cell: Cell) -> dict[str, Any]:
-        found = trained(cell, bench)
+        try:
+            found = trained(cell, bench)
+        except BudgetError as error:
+            print(f"{cell.key}: {error}", file=out, flush=True)
+            return {"refused": str(error)}
         print(f"{cell.key}: {found['vela_of_target'] - 1:+.1%} of the target, by Vela", file=out, flush=True)
         return found
 
@@ -134,9 +139,9 @@ def vela_ms(model: keras.Model, cell: Cell, bench: experiment_train.Bench) -> fl
 def row(found: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a cell."""
     named = {"network": found["net"], "accelerator": found["device"], "profile": found["method"]}
-    rest = {key: found[key] for key in ("target", "vela_of_target", "vela_of_seed", "accuracy")}
+    kept = ("target", "refused", "vela_of_target", "vela_of_seed", "accuracy", "parameters")
     times = {key: value for key, value in found.items() if key.endswith("_ms")}
-    shown = {**named, **rest, **times, "parameters": found["parameters"]}
+    shown = {**named, **{key: found[key] for key in kept if key in found}, **times}
     return {key: _rounded(value) for key, value in shown.items()}
 
 
@@ -147,10 +152,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
+        head = " | ".join(str(r[key]) for key in ("accelerator", "network", "profile", "target"))
+        if "refused" in r:
+            lines.append(f"| {head} | cannot be reached | | |")
+            continue
         times = ", ".join(f"{r[key]:.4f}" for key in ("target_ms", "predicted_ms", "vela_ms"))
         accuracy = ", ".join(f"{value:.3f}" for value in r["accuracy"])
-        cells = (r["accelerator"], r["network"], r["profile"], r["target"], times, f"{r['vela_of_target'] - 1:+.1%}")
-        lines.append(f"| {' | '.join(map(str, cells))} | {accuracy} |")
+        lines.append(f"| {head} | {times} | {r['vela_of_target'] - 1:+.1%} | {accuracy} |")
     return "\n".join(lines)
 
 

@@ -195,7 +195,7 @@ def test_float32_is_refused_with_what_to_ask_for(tmp_path, capsys):
     assert "ask for precision int8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512"])
+@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256"])
 def test_a_shipped_profile_says_that_it_is_an_estimate(name):
     profile = latency_lab.load_profile(name)
     assert profile.environment["provenance"] == "estimated"
