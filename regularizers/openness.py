@@ -5,6 +5,7 @@ Openness is one vector, [slots], slots numbered group after group as in `Channel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -71,10 +72,47 @@ def weight_size(weights: Any, axes: Sequence[int], l1_fraction: float, xp: Any =
         [3.5, 0.5]
     """
     axes = tuple(axes)
-    square = xp.mean(xp.square(weights), axis=axes)
-    positive = square > 0
-    root = xp.where(positive, xp.sqrt(xp.where(positive, square, xp.ones_like(square))), xp.zeros_like(square))
-    return (1 - l1_fraction) * root + l1_fraction * xp.mean(xp.abs(weights), axis=axes)
+    found = np.sqrt(np.mean(np.square(weights), axis=axes)) if xp is np else root_mean_square(weights, axes)
+    if not l1_fraction:
+        return found
+    return (1 - l1_fraction) * found + l1_fraction * xp.mean(xp.abs(weights), axis=axes)
+
+
+def root_mean_square(weights: Any, axes: tuple[int, ...]) -> Any:
+    """RMS(w), with its gradient in closed form: kernels are large, and passes over them are what a step pays for.
+
+        r = sqrt(sum w^2 / n)      dr/dw = w / (n r), and 0 where r = 0
+
+    Args:
+        weights: a tensor of Keras's backend.
+        axes: to take the mean over, in increasing order.
+
+    Returns:
+        The other axes.
+    """
+    count = math.prod(weights.shape[axis] for axis in axes)
+    spread = [1 if axis in axes else size for axis, size in enumerate(weights.shape)]
+
+    @ops.custom_gradient
+    def size(weights: Any) -> tuple[Any, Any]:
+        root = ops.sqrt(_sum_of_squares(weights, axes) / count)
+
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return weights * ops.reshape(ops.divide_no_nan(upstream, count * root), spread)
+
+        return root, gradient
+
+    return size(weights)
+
+
+def _sum_of_squares(weights: Any, axes: tuple[int, ...]) -> Any:
+    """Over some axes. Over the first ones it is a product with a vector of ones: TensorFlow adds up rows that way in a
+    third of the time that it takes for a sum over axes."""
+    first = sum(axis == place for place, axis in enumerate(axes))
+    rows = math.prod(weights.shape[:first])
+    total = ops.matmul(ops.ones((1, rows)), ops.square(ops.reshape(weights, (rows, -1))))
+    return ops.sum(ops.reshape(total, weights.shape[first:]), axis=[axis - first for axis in axes[first:]])
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
