@@ -143,8 +143,9 @@ class _Bound:
 class WeightOpenness(keras.layers.Layer):
     """The openness of channels by the weights of the layers that they pass through.
 
-    It reads those layers, found by name, and owns no weights; so it has to be bound to them, on attaching and after
-    loading.
+    It reads those layers, found by name, and tracks none of their weights; so it has to be bound to them, on attaching
+    and after loading. `latest`, a weight that no optimizer changes, is the openness that the last training step began
+    with: who follows the training reads it without going through all kernels.
 
     Args:
         slots: slot of each channel of each member layer, by the layer's name; -1: in no group.
@@ -173,6 +174,18 @@ class WeightOpenness(keras.layers.Layer):
         self.combine: Combine = combine
         self._bound = _Bound({})
         self._places = _places(list(self.slots.values()), self.count)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weight that holds the latest openness."""
+        self.latest = self.add_weight(
+            shape=(self.count,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="latest",
+        )
+        self.built = True
 
     def bind(self, model: Any) -> None:
         """Finds the member layers in the model that this layer is part of."""
@@ -203,7 +216,10 @@ class WeightOpenness(keras.layers.Layer):
         """anchor: any tensor of the model, unread. Returns the openness, (slots,); zeros at inference when unbound."""
         if not training and not self._bound.layers:
             return ops.zeros((self.count,))
-        return self.openness()
+        found = self.openness()
+        if training:
+            self.latest.assign(ops.stop_gradient(found))
+        return found
 
     def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
         """(slots,), float32."""
