@@ -112,7 +112,9 @@ def _sum_of_squares(weights: Any, axes: tuple[int, ...]) -> Any:
     first = sum(axis == place for place, axis in enumerate(axes))
     rows = math.prod(weights.shape[:first])
     total = ops.matmul(ops.ones((1, rows)), ops.square(ops.reshape(weights, (rows, -1))))
-    return ops.sum(ops.reshape(total, weights.shape[first:]), axis=[axis - first for axis in axes[first:]])
+    total = ops.reshape(total, weights.shape[first:])
+    others = tuple(axis - first for axis in axes[first:])
+    return ops.sum(total, axis=others) if others else total
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
