@@ -181,6 +181,10 @@ class Regularizer(ABC):
         """How open each channel is now, [slots]."""
         return np.array(ops.convert_to_numpy(self._attached().get_layer(self._source).openness()), float)
 
+    def latest_openness(self) -> npt.NDArray[np.float64]:
+        """`openness()` for readings in the middle of a training, which may be a step old: [slots]."""
+        return self.openness()
+
     def alive(self) -> dict[str, npt.NDArray[np.bool_]]:
         """Which channels of each group are open now: [size] a group; the most open one is, but of one that vanishes."""
         graph = self.cost.graph
@@ -188,9 +192,14 @@ class Regularizer(ABC):
         spans = zip(graph.groups, graph.offsets, strict=False)
         return {group.name: mask[start : start + group.size] for group, start in spans}
 
-    def widths(self) -> npt.NDArray[np.int64]:
-        """Open channels of each group now, [groups], at least 1 (0 where a branch vanishes, with `depth`)."""
-        return budget.widths_above(self.cost, self.openness(), self.threshold, self.lowest)
+    def widths(self, openness: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """Open channels of each group, [groups], at least 1 (0 where a branch vanishes, with `depth`).
+
+        Args:
+            openness: [slots]; None: that of now.
+        """
+        found = self.openness() if openness is None else openness
+        return budget.widths_above(self.cost, found, self.threshold, self.lowest)
 
     def structure(self) -> Structure:
         """What training found, snapped to the device's steps.
@@ -241,9 +250,10 @@ class Regularizer(ABC):
 
     # ---- for the callback --------------------------------------------------------------------------------------
 
-    def record(self, step: int, epoch: int) -> dict[str, Any]:
-        """A reading for the history; a group that collapsed is warned of (logging), once."""
-        widths = self.widths()
+    def record(self, step: int, epoch: int, openness: npt.ArrayLike | None = None) -> dict[str, Any]:
+        """A reading for the history, at an openness [slots] or that of now; a group that collapsed is warned of
+        (logging), once."""
+        widths = self.widths(openness)
         cost, collapsed = self.cost.at(widths), self.collapsed(widths)
         names = [group.name for group in self.cost.graph.groups]
         channels = dict(zip(names, widths.tolist(), strict=True))
@@ -337,7 +347,25 @@ class Regularizer(ABC):
 class WeightRegularizer(Regularizer):
     """A regularizer of weights that are there anyway: they close no faster than the optimizer moves them."""
 
+    unregularized: tuple[str, ...] = ()
+    """Groups without such weights, which stay whole."""
+
     _source = "openness"
+
+    def latest_openness(self) -> npt.NDArray[np.float64]:
+        """What the last training step began with, [slots]: what is read in passing goes through no kernels."""
+        return self._with_pinned(ops.convert_to_numpy(self._attached().get_layer(self._source).latest))
+
+    def openness(self) -> npt.NDArray[np.float64]:
+        """Size of the weights of each channel now, [slots]; infinite in groups that have none and stay whole."""
+        return self._with_pinned(super().openness())
+
+    def _with_pinned(self, openness: Any) -> npt.NDArray[np.float64]:
+        found = np.array(openness, float)
+        for group, start in zip(self.cost.graph.groups, self.cost.graph.offsets.tolist(), strict=False):
+            if group.name in self.unregularized:
+                found[start : start + group.size] = np.inf
+        return found
 
     def begin(self, steps: int) -> None:
         """Warns (logging) when Adam cannot close a typical channel in the steps ahead: it moves a weight by at most

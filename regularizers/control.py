@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from latency_lab.budget import widths_above
+from latency_lab.budget import Floats
 from regularizers.penalty import Penalty
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class BudgetCallback(keras.callbacks.Callback):
             self._unit = 1.0
         if not self.resumed:
             regularizer.forget_history()
-            origin, progress, integral = self._share(), 0.0, regularizer.strength / (self._unit or 1.0)
+            origin, progress, integral = self._share(self._last), 0.0, regularizer.strength / (self._unit or 1.0)
         if self.control is not None:
             self.control = dataclasses.replace(self.control, start=integral).resumed(origin, progress, integral)
         if not self._unit:
@@ -203,11 +203,13 @@ class BudgetCallback(keras.callbacks.Callback):
         self._keep()
 
     def _read(self) -> None:
+        openness = self.regularizer.latest_openness()
         if self.control is not None:
-            self.regularizer.set_strength(self._unit * self.control.update(self._progress, self._share_ahead()))
+            share = self._share(self._ahead(openness))
+            self.regularizer.set_strength(self._unit * self.control.update(self._progress, share))
             self._keep()
-        self._read_at = self.step
-        self.regularizer.record(self.step, self.epoch)
+        self._read_at, self._last = self.step, openness
+        self.regularizer.record(self.step, self.epoch, openness)
 
     def _keep(self) -> None:
         """State of the control into the model."""
@@ -215,20 +217,16 @@ class BudgetCallback(keras.callbacks.Callback):
         steered = (control.origin, control.progress, control.integral) if control else (0.0, 0.0, 0.0)
         self.regularizer.set_control_state((self._unit, *steered))
 
-    def _share(self) -> float:
-        """Of the initial cost, that the channels cost that are open now."""
-        return self.regularizer.cost.at(self.regularizer.widths()) / self.regularizer.initial
+    def _share(self, openness: Floats) -> float:
+        """Of the initial cost, that the channels cost that are open."""
+        return self.regularizer.cost.at(self.regularizer.widths(openness)) / self.regularizer.initial
 
-    def _share_ahead(self) -> float:
-        """Of the initial cost, that the channels will cost that are open then."""
-        regularizer, openness = self.regularizer, self.regularizer.openness()
-        steps = min(regularizer.horizon, max(0, self._total - self.step) if self._steps else regularizer.horizon)
-        elapsed = self.step - self._read_at
-        with np.errstate(invalid="ignore"):
-            ahead = openness + np.nan_to_num(openness - self._last) * (steps / elapsed)
-        self._last = openness
-        widths = widths_above(regularizer.cost, ahead, regularizer.threshold, regularizer.lowest)
-        return regularizer.cost.at(widths) / regularizer.initial
+    def _ahead(self, openness: Floats) -> Floats:
+        """The openness some steps from now."""
+        steps = min(self.regularizer.horizon, max(0, self._total - self.step) if self._steps else math.inf)
+        with np.errstate(invalid="ignore"):  # channels that have to stay are open without end
+            moved = np.nan_to_num(openness - self._last)
+        return np.asarray(openness + moved * (steps / (self.step - self._read_at)))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts cost, channels and strength into the logs."""

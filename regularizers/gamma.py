@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from latency_lab import budget
 from latency_lab.cost import Cost
@@ -67,7 +66,6 @@ class Gamma(WeightRegularizer):
         super().__init__(cost, strength=strength, target=target, target_ms=target_ms, **options)
         self.threshold = threshold
         self.group: Combine = group
-        self.unregularized: tuple[str, ...] = ()
 
     def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
         clone = copied(model)
@@ -96,15 +94,6 @@ class Gamma(WeightRegularizer):
         slots = {name: found.tolist() for name, found in members.items()}
         source = WeightOpenness(slots, graph.slots, "gamma", combine=self.group, name=self._source)
         return clone, source(keras.tree.flatten(clone.input)[0])
-
-    def openness(self) -> npt.NDArray[np.float64]:
-        """|gamma| of each channel, [slots]; infinite in groups without a batch norm, which stay whole."""
-        found = super().openness()
-        spans = zip(self.cost.graph.groups, self.cost.graph.offsets, strict=False)
-        for group, start in spans:
-            if group.name in self.unregularized:
-                found[start : start + group.size] = np.inf
-        return found
 
 
 def groups_without(graph: ChannelGraph, members: dict[str, Any]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Openness is one vector, [slots], slots numbered group after group as in `Channel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -71,10 +72,49 @@ def weight_size(weights: Any, axes: Sequence[int], l1_fraction: float, xp: Any =
         [3.5, 0.5]
     """
     axes = tuple(axes)
-    square = xp.mean(xp.square(weights), axis=axes)
-    positive = square > 0
-    root = xp.where(positive, xp.sqrt(xp.where(positive, square, xp.ones_like(square))), xp.zeros_like(square))
-    return (1 - l1_fraction) * root + l1_fraction * xp.mean(xp.abs(weights), axis=axes)
+    found = np.sqrt(np.mean(np.square(weights), axis=axes)) if xp is np else root_mean_square(weights, axes)
+    if not l1_fraction:
+        return found
+    return (1 - l1_fraction) * found + l1_fraction * xp.mean(xp.abs(weights), axis=axes)
+
+
+def root_mean_square(weights: Any, axes: tuple[int, ...]) -> Any:
+    """RMS(w), with its gradient in closed form: kernels are large, and passes over them are what a step pays for.
+
+        r = sqrt(sum w^2 / n)      dr/dw = w / (n r), and 0 where r = 0
+
+    Args:
+        weights: a tensor of Keras's backend.
+        axes: to take the mean over, in increasing order.
+
+    Returns:
+        The other axes.
+    """
+    count = math.prod(weights.shape[axis] for axis in axes)
+    spread = [1 if axis in axes else size for axis, size in enumerate(weights.shape)]
+
+    @ops.custom_gradient
+    def size(weights: Any) -> tuple[Any, Any]:
+        root = ops.sqrt(_sum_of_squares(weights, axes) / count)
+
+        def gradient(*args: Any, upstream: Any = None) -> Any:
+            upstream = args[0] if upstream is None else upstream
+            return weights * ops.reshape(ops.divide_no_nan(upstream, count * root), spread)
+
+        return root, gradient
+
+    return size(weights)
+
+
+def _sum_of_squares(weights: Any, axes: tuple[int, ...]) -> Any:
+    """Over some axes. Over the first ones it is a product with a vector of ones: TensorFlow adds up rows that way in a
+    third of the time that it takes for a sum over axes."""
+    first = sum(axis == place for place, axis in enumerate(axes))
+    rows = math.prod(weights.shape[:first])
+    total = ops.matmul(ops.ones((1, rows)), ops.square(ops.reshape(weights, (rows, -1))))
+    total = ops.reshape(total, weights.shape[first:])
+    others = tuple(axis - first for axis in axes[first:])
+    return ops.sum(total, axis=others) if others else total
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
@@ -105,8 +145,9 @@ class _Bound:
 class WeightOpenness(keras.layers.Layer):
     """The openness of channels by the weights of the layers that they pass through.
 
-    It reads those layers, found by name, and owns no weights; so it has to be bound to them, on attaching and after
-    loading.
+    It reads those layers, found by name, and tracks none of their weights; so it has to be bound to them, on attaching
+    and after loading. `latest`, a weight that no optimizer changes, is the openness that the last training step began
+    with: who follows the training reads it without going through all kernels.
 
     Args:
         slots: slot of each channel of each member layer, by the layer's name; -1: in no group.
@@ -135,6 +176,18 @@ class WeightOpenness(keras.layers.Layer):
         self.combine: Combine = combine
         self._bound = _Bound({})
         self._places = _places(list(self.slots.values()), self.count)
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the weight that holds the latest openness."""
+        self.latest = self.add_weight(
+            shape=(self.count,),
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            aggregation="only_first_replica",
+            name="latest",
+        )
+        self.built = True
 
     def bind(self, model: Any) -> None:
         """Finds the member layers in the model that this layer is part of."""
@@ -165,7 +218,10 @@ class WeightOpenness(keras.layers.Layer):
         """anchor: any tensor of the model, unread. Returns the openness, (slots,); zeros at inference when unbound."""
         if not training and not self._bound.layers:
             return ops.zeros((self.count,))
-        return self.openness()
+        found = self.openness()
+        if training:
+            self.latest.assign(ops.stop_gradient(found))
+        return found
 
     def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
         """(slots,), float32."""

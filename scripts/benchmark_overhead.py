@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -133,8 +134,11 @@ class _Start(keras.callbacks.Callback):
             self.clock.began = time.perf_counter()
 
 
-def case(network: str, jit: bool, rounds: int, steps: int) -> dict[str, Any]:
-    """All variants of one network."""
+def case(
+    network: str, jit: bool, rounds: int, steps: int, names: Sequence[str] = VARIANTS, minutes: float = math.inf
+) -> dict[str, Any]:
+    """Variants of one network, "plain" among them. No round begins when so many minutes are over, but the first."""
+    end = time.monotonic() + 60 * minutes
     keras.utils.clear_session(free_memory=True)
     keras.utils.set_random_seed(0)
     before = conditions()
@@ -143,20 +147,22 @@ def case(network: str, jit: bool, rounds: int, steps: int) -> dict[str, Any]:
     images = random.random((BATCH * steps, *model.input_shape[1:]), np.float32)
     labels = random.integers(0, 10, len(images))
     runners, first = {}, {}
-    for name in VARIANTS:
+    for name in names:
         runners[name] = Runner(name, model, jit)
         first[name] = runners[name].steps(images[:BATCH], labels[:BATCH])
         print(f"  {name}: attach {runners[name].attach_s:.2f} s, first step {first[name]:.1f} s", file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(rounds + 1):
-        order = list(VARIANTS)
+        if round_ > 1 and time.monotonic() > end:
+            break
+        order = list(names)
         Random(f"0:{round_}").shuffle(order)
         for name in order:
             taken = runners[name].steps(images, labels)
             if round_:  # one round to warm up
                 seconds[name].append(taken)
     plain = seconds["plain"]
-    variants = {name: _figures(seconds[name], plain, runners[name].attach_s, first[name]) for name in VARIANTS}
+    variants = {name: _figures(seconds[name], plain, runners[name].attach_s, first[name]) for name in names}
     return {
         "network": network,
         "xla": jit,
@@ -164,7 +170,7 @@ def case(network: str, jit: bool, rounds: int, steps: int) -> dict[str, Any]:
         "image": list(model.input_shape[1:]),
         "parameters": int(model.count_params()),
         "groups": len(ll.ChannelGraph.from_model(model).groups),
-        "rounds": rounds,
+        "rounds": len(plain),
         "steps_a_round": steps,
         "variants": variants,
         "conditions": before,
@@ -214,7 +220,8 @@ def main() -> None:
                 if any((entry["network"], entry["xla"]) == (network, jit) for entry in done["cases"]):
                     continue
                 print(f"{network}, {'XLA' if jit else 'graph'} ...", file=sys.stderr)
-                done["cases"].append(case(network, jit, args.rounds, args.steps))
+                names = [name for name in VARIANTS if name in {"plain", *args.variants}]
+                done["cases"].append(case(network, jit, args.rounds, args.steps, names, args.minutes))
                 files.write_json(args.output, done)
     print(text(done))
 
@@ -225,6 +232,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile", choices=("graph", "xla"), help="only this (default: both)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=EVERY, help="of a variant a round (default %(default)s)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="beside plain")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no round of a case later")
     parser.add_argument("-o", "--output", type=Path, default=Path("overhead.json"), metavar="F")
     parser.add_argument("--fresh", action="store_true", help="do all anew")
     parser.add_argument("--table", action="store_true", help="print the table of the output alone")

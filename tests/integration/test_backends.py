@@ -25,6 +25,7 @@ from latency_lab.graph import ChannelGraph
 from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
 from regularizers import Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
+from regularizers.openness import weight_size
 from tests.unit.cost_nets import StepProfile
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +230,61 @@ def test_a_budget_is_read_from_the_weights_of_the_last_step() -> None:
     seen = []
     gated.fit(*same_batch(3), 16, callbacks=[Losses(lambda batch: seen.append(learner.openness()))], verbose=0)
     assert np.abs(np.diff(seen, axis=0)).max(axis=1).min() > 0
+
+
+@pytest.mark.parametrize("kind", ["Gamma", "GroupLasso"])
+def test_a_reading_of_weights_is_what_the_last_step_began_with(kind: str) -> None:
+    learner = learner_of(kind, flops(network()))
+    gated = compiled(learner.attach(network()), keras.optimizers.SGD(0.1))
+    now, latest = [learner.openness()], []
+
+    def note(batch: int) -> None:
+        now.append(learner.openness())
+        latest.append(learner.latest_openness())
+
+    gated.fit(*same_batch(3), 16, callbacks=[Losses(note)], verbose=0)
+    assert np.array(latest) == pytest.approx(np.array(now[:-1]), rel=1e-5)
+    assert np.abs(np.diff(latest, axis=0)).max(axis=1).min() > 0
+
+
+class Sized(layers.Layer):
+    """The sum of the sizes of a kernel's channels."""
+
+    def __init__(self, kernel: Any, axes: tuple[int, ...], l1_fraction: float) -> None:
+        super().__init__()
+        self.start, self.axes, self.l1_fraction = kernel, axes, l1_fraction
+
+    def build(self, input_shape: Any) -> None:
+        self.kernel = self.add_weight(shape=self.start.shape, initializer="zeros")
+        self.kernel.assign(self.start)
+
+    def call(self, inputs: Any) -> Any:
+        sizes = weight_size(keras.ops.cast(self.kernel, "float32"), self.axes, self.l1_fraction, keras.ops)
+        return keras.ops.sum(sizes) + 0 * inputs
+
+
+@pytest.mark.parametrize("l1_fraction", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((6, 4), (0,)), ((3, 3, 5, 4), (0, 1, 2)), ((3, 3, 4, 2), (0, 1)), ((3, 3, 4, 5), (0, 1, 3)), ((4, 5), (1,))],
+    ids=["dense", "conv", "depthwise", "transposed", "last axis"],
+)
+def test_the_size_of_a_kernel_and_its_slope(shape: tuple[int, ...], axes: tuple[int, ...], l1_fraction: float) -> None:
+    kernel = np.random.default_rng(0).normal(size=shape).astype("float32")
+    closed = [0] * len(shape)  # a channel of zeros has a slope of 0
+    kernel[tuple(slice(None) if axis in axes else place for axis, place in enumerate(closed))] = 0
+    layer = Sized(kernel, axes, l1_fraction)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile(keras.optimizers.SGD(1.0), lambda target, found: keras.ops.mean(found))
+    size = weight_size(kernel, axes, l1_fraction)
+    assert outputs(model, np.zeros((1, 1), "float32")) == pytest.approx(size.sum(), rel=1e-5)
+    model.fit(np.zeros((1, 1), "float32"), np.zeros((1, 1), "float32"), verbose=0)
+    slope = kernel - keras.ops.convert_to_numpy(layer.kernel)
+    count = np.prod([shape[axis] for axis in axes])
+    root = np.sqrt(np.mean(kernel**2, axis=axes, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        expected = (1 - l1_fraction) * np.nan_to_num(kernel / root) + l1_fraction * np.sign(kernel)
+    assert slope == pytest.approx(expected / count, abs=1e-5)
 
 
 # ---- a training that was cut off ----------------------------------------------------------------------------------

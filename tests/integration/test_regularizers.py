@@ -77,7 +77,7 @@ def test_attach_copies_and_changes_nothing_yet(regularizer) -> None:
 def test_no_weight_is_tracked_twice(regularizer) -> None:
     model = network()
     gated = regularizer(flops(model), strength=1.0).attach(model)
-    extra = 3 if regularizer is LogisticSigmoid else 2  # logits, strength, state of the control
+    extra = 3  # logits or the latest openness, strength, state of the control
     seeds = [v for v in gated.variables if "seed" in v.path]
     assert len(gated.variables) - len(seeds) == len(model.variables) + extra
     assert not gated.get_layer("penalty").trainable_variables
