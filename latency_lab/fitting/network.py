@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from latency_lab import runtimes
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
 from latency_lab.profiles.correction import GROUPS, LEAST, bytes_from_memory, group_of
@@ -52,8 +53,9 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     keys = [key for key, task in journal.tasks.items() if task.role == "network" and key in journal.blocks]
     if len(keys) < LEAST_NETWORKS:
         return dataclasses.replace(profile.network, half_width=0.5)
-    hot = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=0.0))
-    cold = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=1.0))
+    start = dataclasses.replace(profile.network, call_ms=call_ms(profile, journal))
+    hot = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=0.0))
+    cold = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=1.0))
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
@@ -78,7 +80,16 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         half_width=conformal_quantile(np.abs(residuals), 0.9),
         cached_bytes=cached,
         alone_bytes=alone,
+        call_ms=start.call_ms,
     )
+
+
+def call_ms(profile: DeviceProfile, journal: Journal) -> float:
+    """What each lone operation pays for its call, ms: the time of the cheapest; 0 where calls cost next to nothing."""
+    if not runtimes.get(profile.runtime).pays_for_calls:
+        return 0.0
+    lone = [key for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks]
+    return min((journal.statistic(key).latency_ms for key in lone), default=0.0)
 
 
 def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:
@@ -102,7 +113,7 @@ def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats) -> list[
 
 
 def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:
-    return np.array([prediction.latency_ms for prediction in profile.predict(ops)])
+    return profile.network.work_ms([prediction.latency_ms for prediction in profile.predict(ops)])
 
 
 def leave_one_out(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:

@@ -32,6 +32,8 @@ PROBE_SITES = (
     OpConfig("batch_norm", **_IMAGE),  # type: ignore[arg-type]
 )
 """Where channel steps are looked for."""
+CALL = OpConfig("activation", in_channels=4, out_channels=4, activation="relu")
+"""An operation that costs no more than its call."""
 
 
 def general_plan(
@@ -88,9 +90,13 @@ def refinement(profile: DeviceProfile, count: int = REFINED) -> tuple[Task, ...]
 
 
 def lone_and_whole(ops: Sequence[OpConfig], networks: Sequence[Network], runtime: str) -> tuple[Task, ...]:
-    """Tasks of operations and networks; every few operations with a cold cache where the runtime asks for it."""
-    chill = runtimes.get(runtime).times_kernels
-    lone = [Task(Network.of(op), "op", chill and i % COLD_EVERY == 0) for i, op in enumerate(dict.fromkeys(ops))]
+    """Tasks of operations and networks; every few operations with a cold cache where the runtime asks for it.
+
+    Where calls cost much, one operation that does next to nothing says how much.
+    """
+    engine = runtimes.get(runtime)
+    every = dict.fromkeys([*ops, CALL] if engine.pays_for_calls else ops)
+    lone = [Task(Network.of(op), "op", engine.times_kernels and i % COLD_EVERY == 0) for i, op in enumerate(every)]
     return tasks_of([*lone, *(Task(network, "network") for network in dict.fromkeys(networks))])
 
 

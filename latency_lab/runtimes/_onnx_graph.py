@@ -45,14 +45,14 @@ class _Graph:
     Runtime runs those channels last and moves what other operators cannot do in that layout.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, lone: bool | None = None) -> None:
         coded = any(op.dtype == "int8" for op, _ in network.nodes)
         self._network = network
         self._shapes = base.tensor_shapes(network)
         self._writer = QuantisedWriter() if coded else Writer()
         one = len(network.nodes) == 1
-        self._lone = one and (not coded or network.nodes[0][0].kind in CASTS)
-        self._between = one and not self._lone
+        self._lone = one and (not coded or network.nodes[0][0].kind in CASTS) if lone is None else lone
+        self._between = one and coded and not self._lone
         self._outputs: list[str] = []
         self._layouts: list[str] = []
         self._moved: dict[tuple[int, str], str] = {}

@@ -69,6 +69,11 @@ class Runtime(Protocol):
         """Whether a lone operation's time is that of its kernels alone, from the runtime's own profile."""
         ...
 
+    @property
+    def pays_for_calls(self) -> bool:
+        """Whether a lone operation's time is that of a call which may cost more than the operation."""
+        ...
+
     def build(self, network: Network) -> bytes:
         """Bytes of a model file of this network, its weights made up.
 

@@ -55,6 +55,7 @@ class LiteRT:
 
     suffix = ".tflite"
     times_kernels = False
+    pays_for_calls = False
     conversion_fusions = frozenset(
         [f"{kind}+batch_norm" for kind in ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")]
         + [f"{kind}+{activation}" for kind in sorted(_FUSING) for activation in sorted(_FUSABLE)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.ops import CASTS, REORDERS, Network, OpConfig
-from latency_lab.runtimes import base, worker
+from latency_lab.runtimes import _openvino, base, worker
 from latency_lab.runtimes.base import INPUT_TRANSPOSE
 
 _REORDER_STEP = 4
@@ -22,7 +22,9 @@ class OnnxRuntime:
     """Builds .onnx files.
 
     **Provider.** All that follows but the form of networks is of the CPU's. Another provider's time is that of the
-    call, so the model of a lone operation has nothing around it: images come and go channels first.
+    call, so the model of a lone operation has nothing around it: images come and go channels first. OpenVINO computes
+    channels last, so there they come and go channels last, with Transposes that cost nothing, as in a network
+    (`_openvino`).
 
     **Layout.** The model of a lone float32 operation takes and gives images channels first; a "transpose" takes them
     channels last, and so do the kinds in `_onnx_graph.CHANNELS_LAST`, which give them so too. A network of several,
@@ -82,6 +84,15 @@ class OnnxRuntime:
         """On the CPU."""
         return not self.provider
 
+    @property
+    def pays_for_calls(self) -> bool:
+        """On all others."""
+        return bool(self.provider)
+
+    @property
+    def _on_openvino(self) -> bool:
+        return self.provider.partition(",")[0] == _openvino.PROVIDER
+
     def on(self, device: str) -> OnnxRuntime:
         """The same runtime on an execution provider.
 
@@ -119,7 +130,7 @@ class OnnxRuntime:
             from latency_lab.runtimes import _onnx_bare, _onnx_graph
         except ModuleNotFoundError as error:
             raise missing(error, "An ONNX file") or error from error
-        return _onnx_bare.build(network) if self.provider else _onnx_graph.build(network)
+        return _onnx_bare.build(network, self._on_openvino) if self.provider else _onnx_graph.build(network)
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
@@ -144,13 +155,16 @@ class OnnxRuntime:
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges before and on loading (`conversion_fusions`, `expected_fusions`) of models of this precision.
 
-        An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else.
+        An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else. OpenVINO
+        has rules of its own.
 
         Example:
             >>> from latency_lab import runtimes
             >>> "conv2d+relu" in runtimes.get("onnxruntime").fusions("int8")[0]
             True
         """
+        if precision != "int8" and self._on_openvino:
+            return self.conversion_fusions - {INPUT_TRANSPOSE}, _openvino.FUSIONS
         if precision != "int8":
             return self.conversion_fusions, self.expected_fusions
         rounded = {f"{kind}+{activation}" for kind in _ROUNDED for activation in ("relu", "relu6")}

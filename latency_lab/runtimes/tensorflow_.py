@@ -71,6 +71,11 @@ class TensorFlow:
         return False
 
     @property
+    def pays_for_calls(self) -> bool:
+        """Not so much that the whole-network correction would not see it."""
+        return False
+
+    @property
     def conversion_fusions(self) -> frozenset[str]:
         """What freezing merges: batch norms into the kernels before them."""
         return _CONVERSION

@@ -42,6 +42,7 @@ class Vela:
     target: str = ""
     suffix = ".tflite"
     times_kernels = True
+    pays_for_calls = False
 
     def on(self, target: str) -> Vela:
         """The same for another target; "" is Vela's default.
