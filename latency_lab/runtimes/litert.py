@@ -55,7 +55,6 @@ class LiteRT:
 
     suffix = ".tflite"
     times_kernels = False
-    pays_for_calls = False
     conversion_fusions = frozenset(
         [f"{kind}+batch_norm" for kind in ("conv2d", "depthwise_conv2d", "conv2d_transpose", "dense")]
         + [f"{kind}+{activation}" for kind in sorted(_FUSING) for activation in sorted(_FUSABLE)]
@@ -67,6 +66,11 @@ class LiteRT:
     def name(self) -> str:
         """ "litert", with ":" and the device where it is not the CPU."""
         return f"litert:{self.device}" if self.device else "litert"
+
+    @property
+    def pays_for_calls(self) -> bool:
+        """On an accelerator."""
+        return bool(self.device)
 
     def on(self, device: str) -> LiteRT:
         """The same runtime on a device.

@@ -31,9 +31,9 @@ def network_ms(network, fusions):
     return A * sum(map(op_ms, ops)) + B_MS * len(ops)
 
 
-def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0):
+def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0, runtime="litert"):
     """Five equal rounds of every task, exact but for what the formula says; a lone operation costs a call more."""
-    journal = Journal.resume(path, IDENTITY, Protocol())
+    journal = Journal.resume(path, {**IDENTITY, "runtime": runtime}, Protocol())
     for round_ in range(5):
         for task in tasks:
             if task.key in failures:

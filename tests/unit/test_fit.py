@@ -10,6 +10,7 @@ from latency_lab.fitting.fusions import find_fusions, split
 from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, leave_one_out
 from latency_lab.fitting.points import Measured
 from latency_lab.ops import Network, OpConfig
+from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
 from latency_lab.profiling import Task
 from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
@@ -73,6 +74,27 @@ def test_what_a_call_costs_is_taken_off_the_kernels_of_a_network(tmp_path):
     found = fit_profile(write_journal(tmp_path / "npu.jsonl", tasks, call_ms=0.02)).network
     assert found.b_ms == pytest.approx(-0.02, abs=0.003)
     assert found.half_width < 0.05
+
+
+def test_where_calls_cost_more_than_the_work_the_cheapest_operation_says_how_much(tmp_path):
+    rng = np.random.default_rng(1)
+    networks = [chain(rng.integers(4, 64, rng.integers(2, 9))) for _ in range(24)]
+    tasks = [*conv_tasks(), *(Task(network, "network") for network in networks)]
+    runtime, call_ms, cheap = "onnxruntime:CUDAExecutionProvider", 0.5, Task(Network.of(CALL))
+    profile = fit_profile(write_journal(tmp_path / "npu.jsonl", [*tasks, cheap], call_ms=call_ms, runtime=runtime))
+    assert profile.network.call_ms == pytest.approx(call_ms + op_ms(CALL))
+    unseen = chain([30, 40, 50])
+    assert profile.latency_ms([op for op, _ in unseen.nodes]) == pytest.approx(network_ms(unseen, ()), rel=0.05)
+    profile.save(tmp_path / "npu.json")
+    assert load_profile(tmp_path / "npu.json").network == profile.network
+    plain = fit_profile(write_journal(tmp_path / "cpu.jsonl", [*tasks, cheap], call_ms=call_ms))
+    assert plain.network.call_ms == 0.0
+
+
+def test_a_call_never_takes_all_of_a_kernel():
+    network = NetworkCorrection(a={"window": 1.5}, call_ms=0.02)
+    assert network.work_ms([0.10, 0.0201, 0.01]).tolist() == pytest.approx([0.08, 0.001005, 0.0005])
+    assert network.per_kernel_ms(CONV, 0.10) == pytest.approx(0.12)
 
 
 def test_weights_beyond_the_cache_are_not_charged_again():
