@@ -5,13 +5,13 @@
     beyond(bytes, kept) = max(0, bytes - kept)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
-network inputs were written by other kernels, and the call is paid once. Where a call may cost more than what it does (on
-an execution provider or an accelerator) its cost is known, since the cheapest operation costs little else. How much of
-the rest a kernel feels depends on what it does, so a is a number for each group of kinds. Of the network's weights the
-last cache keeps some bytes from one run to the next; the rest come from memory in every run. A lone kernel with more
-weights than the last cache holds reads the rest from memory in each of its own runs: that is in its time, and is not
-charged again. The size of the cache is read from the device, all else is fitted on whole networks that were measured
-there.
+network inputs were written by other kernels, and the call is paid once. Where a call may cost more than what it does
+(on an execution provider or an accelerator) its cost is known, since the cheapest operation costs little else. How much
+of the rest a kernel feels depends on what it does, so a is a number for each group of kinds. Of the network's weights
+the last cache keeps some bytes from one run to the next; the rest come from memory in every run. A lone kernel with
+more weights than the last cache holds reads the rest from memory in each of its own runs: that is in its time, and is
+not charged again. The size of the cache is read from the device, all else is fitted on whole networks that were
+measured there.
 """
 
 from __future__ import annotations
