@@ -2,7 +2,7 @@
 
 A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into
 the conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
-padding, "transpose+conv2d" makes a transpose another name of the same bytes, and "conv2d+add" adds a residual inside of
+padding, "transpose+conv2d" and "conv2d+reshape" make the other of the two another name of the same bytes, and "conv2d+add" adds a residual inside of
 the conv. "input+transpose" is the one rule that adds a kernel: the
 runtime works channels first, and each image that comes in is transposed.
 """
@@ -138,6 +138,8 @@ def _merge(
     nodes = (*kernel.nodes, index)
     if kernel.op.kind == "transpose" and f"transpose+{op.kind}" in fusions:
         return Kernel(op, index, nodes, tuple(kernel.inputs[0] if i == source else i for i in inputs))
+    if op.kind in {"reshape", "flatten"} and f"{kernel.op.kind}+{op.kind}" in fusions:
+        return dataclasses.replace(kernel, nodes=nodes)
     bare = kernel.op.activation is None
     if op.kind == "activation" and bare and f"{kernel.op.kind}+{op.activation}" in fusions:
         return Kernel(dataclasses.replace(kernel.op, activation=op.activation), kernel.main, nodes, kernel.inputs)

@@ -61,6 +61,9 @@ def test_a_transpose_is_another_name_of_the_bytes_where_a_rule_says_so():
     assert [(k.op.kind, k.nodes, k.main) for k in kernels] == [("conv2d", (0, 1, 2), 1), ("add", (3, 4), 4)]
     assert [k.inputs for k in kernels] == [(-1,), (-2, 0)]
     assert len(fuse(network, RULES)) == 4
+    flat = OpConfig("flatten", **IMAGE, in_channels=4, out_channels=256)
+    (kernel,) = fuse(Network(((CONV, (-1,)), (flat, (0,)))), {"conv2d+flatten"})
+    assert (kernel.op, kernel.main, kernel.nodes) == (CONV, 0, (0, 1))
     shared = Network(((moved, (-1,)), (CONV, (0,)), (ADD, (0, 1))))
     assert [k.op.kind for k in fuse(shared, {"transpose+conv2d", "transpose+add"})] == ["transpose", "conv2d", "add"]
 

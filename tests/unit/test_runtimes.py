@@ -289,6 +289,7 @@ def test_openvino_merges_by_rules_of_its_own():
     before, on_loading = runtimes.get("onnxruntime:openvino").fusions("float32")
     assert {"conv2d+hard_swish", "depthwise_conv2d+silu", "multiply+relu", "transpose+conv2d"} <= on_loading
     assert base.INPUT_TRANSPOSE not in before
+    assert "conv2d+add" not in on_loading
     assert on_gpu.fusions("float32") == (before, on_loading)
     assert cuda.fusions("float32") == plain.fusions("float32")
     assert "conv2d+hard_swish" not in plain.fusions("float32")[1]
