@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab import runtimes
+from latency_lab.fitting.points import call_ms
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
 from latency_lab.profiles.correction import GROUPS, LEAST, bytes_from_memory, group_of
@@ -53,7 +53,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     keys = [key for key, task in journal.tasks.items() if task.role == "network" and key in journal.blocks]
     if len(keys) < LEAST_NETWORKS:
         return dataclasses.replace(profile.network, half_width=0.5)
-    start = dataclasses.replace(profile.network, call_ms=call_ms(profile, journal))
+    start = dataclasses.replace(profile.network, call_ms=call_ms(journal))
     hot = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=0.0))
     cold = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=1.0))
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
@@ -82,14 +82,6 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         alone_bytes=alone,
         call_ms=start.call_ms,
     )
-
-
-def call_ms(profile: DeviceProfile, journal: Journal) -> float:
-    """What each lone operation pays for its call, ms: the time of the cheapest; 0 where calls cost next to nothing."""
-    if not runtimes.get(profile.runtime).pays_for_calls:
-        return 0.0
-    lone = [key for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks]
-    return min((journal.statistic(key).latency_ms for key in lone), default=0.0)
 
 
 def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:

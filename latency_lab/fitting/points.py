@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from latency_lab import runtimes
 from latency_lab.ops import OpConfig
 from latency_lab.profiles import LookupTable, Point
 from latency_lab.profiling import Journal
@@ -22,17 +23,37 @@ class Measured:
 
 
 def measured_ops(journal: Journal) -> list[Measured]:
-    """Every lone operation of a journal that has at least one block, in order."""
-    found = []
-    for key, task in journal.tasks.items():
-        if task.role == "op" and key in journal.blocks:
-            op = task.network.nodes[0][0]
-            s = journal.statistic(key)
-            latency_ms = max(s.latency_ms, SHORTEST_MS)
-            high_ms = max(s.high_ms, SHORTEST_MS)
-            point = Point(op.in_channels, op.out_channels, latency_ms, s.low_ms, high_ms, s.cold_ms, s.unstable)
-            found.append(Measured(op, point))
+    """Every lone operation of a journal that has at least one block, in order.
+
+    The time of an operation behind a context is that of both less the context's, with a call as all others have it:
+    one whose context was not measured is left out.
+    """
+    runtime, lone, found = runtimes.get(journal.identity["runtime"]), _lone(journal), []
+    call = call_ms(journal)
+    for op, key in lone.items():
+        s, context, more_ms = journal.statistic(key), runtime.context_of(op), 0.0
+        if context is not None:
+            if context not in lone:
+                continue
+            more_ms = call - journal.statistic(lone[context]).latency_ms
+        latency_ms, high_ms = (max(ms + more_ms, SHORTEST_MS) for ms in (s.latency_ms, s.high_ms))
+        low_ms = max(s.low_ms + more_ms, 0.0)
+        point = Point(op.in_channels, op.out_channels, latency_ms, low_ms, high_ms, s.cold_ms, s.unstable)
+        found.append(Measured(op, point))
     return found
+
+
+def call_ms(journal: Journal) -> float:
+    """What each lone operation pays for its call, ms: the time of the cheapest; 0 where calls cost next to nothing."""
+    if not runtimes.get(journal.identity["runtime"]).pays_for_calls:
+        return 0.0
+    return min((journal.statistic(key).latency_ms for key in _lone(journal).values()), default=0.0)
+
+
+def _lone(journal: Journal) -> dict[OpConfig, str]:
+    """Lone operations that were measured, and their keys."""
+    tasks = ((key, task) for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks)
+    return {task.network.nodes[0][0]: key for key, task in tasks}
 
 
 def tables_of(measured: Iterable[Measured]) -> dict[str, LookupTable]:

@@ -92,10 +92,11 @@ def refinement(profile: DeviceProfile, count: int = REFINED) -> tuple[Task, ...]
 def lone_and_whole(ops: Sequence[OpConfig], networks: Sequence[Network], runtime: str) -> tuple[Task, ...]:
     """Tasks of operations and networks; every few operations with a cold cache where the runtime asks for it.
 
-    Where calls cost much, one operation that does next to nothing says how much.
+    With them go the contexts of operations that have one, and where calls cost much an operation that costs no more.
     """
     engine = runtimes.get(runtime)
-    every = dict.fromkeys([*ops, CALL] if engine.pays_for_calls else ops)
+    contexts = [context for op in ops if (context := engine.context_of(op)) is not None]
+    every = dict.fromkeys([*ops, *contexts, *([CALL] if engine.pays_for_calls else [])])
     lone = [Task(Network.of(op), "op", engine.times_kernels and i % COLD_EVERY == 0) for i, op in enumerate(every)]
     return tasks_of([*lone, *(Task(network, "network") for network in dict.fromkeys(networks))])
 

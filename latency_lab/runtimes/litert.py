@@ -125,6 +125,10 @@ class LiteRT:
             writer.rename(outputs[-1], f"op{i}")
         return writer.to_bytes(inputs, [outputs[i] for i in network.outputs])
 
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """Nothing."""
+        return None
+
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
         return _reason_of_type(op) or _reason_of_kind(op) or _reason_of_geometry(op)

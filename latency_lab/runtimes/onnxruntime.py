@@ -130,7 +130,13 @@ class OnnxRuntime:
             from latency_lab.runtimes import _onnx_bare, _onnx_graph
         except ModuleNotFoundError as error:
             raise missing(error, "An ONNX file") or error from error
-        return _onnx_bare.build(network, self._on_openvino) if self.provider else _onnx_graph.build(network)
+        if not self.provider:
+            return _onnx_graph.build(network)
+        return _onnx_bare.build(base.in_context(self, network), channels_last=self._on_openvino)
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """On OpenVINO, a convolution before what takes the layout of its input."""
+        return _openvino.context_of(op) if self._on_openvino else None
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

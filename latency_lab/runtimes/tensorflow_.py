@@ -131,6 +131,10 @@ class TensorFlow:
             last = [tf.identity(outputs[i], f"output{k}").op.name for k, i in enumerate(network.outputs)]
         return bytes(needed(graph.as_graph_def(), last).SerializeToString())
 
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """Nothing."""
+        return None
+
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
         if op.dtype != "float32":

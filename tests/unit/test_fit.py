@@ -4,11 +4,12 @@ import json
 import numpy as np
 import pytest
 
+from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
 from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, leave_one_out
-from latency_lab.fitting.points import Measured
+from latency_lab.fitting.points import Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
@@ -89,6 +90,19 @@ def test_where_calls_cost_more_than_the_work_the_cheapest_operation_says_how_muc
     assert load_profile(tmp_path / "npu.json").network == profile.network
     plain = fit_profile(write_journal(tmp_path / "cpu.jsonl", [*tasks, cheap], call_ms=call_ms))
     assert plain.network.call_ms == 0.0
+
+
+def test_what_stands_before_a_lone_operation_is_taken_off(tmp_path):
+    runtime = "onnxruntime:OpenVINOExecutionProvider"
+    pools = [OpConfig("max_pool", height=14, width=14).with_channels(c, c) for c in (16, 32, 48)]
+    contexts = [runtimes.get(runtime).context_of(pool) for pool in pools]
+    ops = [CALL, *pools, *contexts[:2]]
+    journal = write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops], call_ms=0.5, runtime=runtime)
+    found = {m.op: m.point.latency_ms for m in measured_ops(journal)}
+    assert set(found) == {*ops} - {pools[2]}, "nothing says what its context takes"
+    assert found[contexts[0]] == pytest.approx(0.5 + op_ms(contexts[0]))
+    for pool in pools[:2]:
+        assert found[pool] == pytest.approx(0.5 + op_ms(CALL) + op_ms(pool))
 
 
 def test_a_call_never_takes_all_of_a_kernel():

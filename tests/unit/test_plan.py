@@ -116,6 +116,16 @@ def test_where_calls_cost_much_an_operation_that_costs_no_more_is_measured():
     assert CALL not in lone("litert")
 
 
+def test_contexts_of_operations_are_measured():
+    graph = ChannelGraph.from_model(
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.MaxPooling2D()])
+    )
+    lone = {t.network.nodes[0][0] for t in model_plan([graph], "onnxruntime:openvino") if t.role == "op"}
+    pools = [op for op in lone if op.kind == "max_pool"]
+    assert pools
+    assert {runtimes.get("onnxruntime:openvino").context_of(op) for op in pools} <= lone
+
+
 def test_a_plan_for_openvino_measures_what_it_merges_as_one():
     image = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(8, 3, use_bias=False)(image)

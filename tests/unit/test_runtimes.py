@@ -279,8 +279,22 @@ def test_a_lone_operation_on_openvino_comes_and_goes_channels_last_as_in_a_netwo
     inputs, outputs, kinds = shapes_of_file(cuda.build(Network.of(residual)))
     assert (inputs, outputs) == ([(1, 6, 8, 8)] * 2, [(1, 6, 8, 8)])
     assert "Transpose" not in kinds
+    inputs, _, kinds = shapes_of_file(openvino.build(Network.of(image("add", operands=2))))
+    assert (inputs, kinds) == ([(1, 8, 8, 6)] * 2, ["Add"])
     two = Network(((residual, (-1, -2)), (residual, (0, -2))))
     assert openvino.build(two) == cuda.build(two)
+
+
+@pytest.mark.parametrize("op", [POOL, image("max_pool"), image("pad", padding=((1, 1), (1, 1)))])
+def test_what_takes_the_layout_of_its_input_stands_behind_a_convolution_on_openvino(op):
+    openvino, cuda = runtimes.get("onnxruntime:openvino"), runtimes.get("onnxruntime:cuda")
+    context = openvino.context_of(op)
+    assert (context.kind, context.in_channels, context.out_channels) == ("conv2d", 1, op.in_channels)
+    inputs, _, kinds = shapes_of_file(openvino.build(Network.of(op)))
+    assert inputs == [(1, 8, 8, 1)]
+    assert kinds.count("Conv") == 1
+    assert cuda.context_of(op) is None
+    assert openvino.context_of(CONV) is None
 
 
 def test_openvino_merges_by_rules_of_its_own():
