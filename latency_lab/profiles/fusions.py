@@ -1,10 +1,10 @@
 """Which operations a runtime executes as one kernel, and the kernels of a network under such rules.
 
 A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into the
-conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own padding,
-and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is swallowed costs
-nothing: it is another name of the same bytes. "input+transpose" is the one rule that adds a kernel: the runtime works
-channels first, and each image that comes in is transposed.
+conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
+padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is
+swallowed costs nothing: it is another name of the same bytes. "input+transpose" is the one rule that adds a kernel: the
+runtime works channels first, and each image that comes in is transposed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def build(network: Network, channels_last: bool = False) -> bytes:
 class _BareGraph(_Graph):
     """Without the context that tells the CPU's kernels apart.
 
-    Channels last, a lone operation is written as a network of one, or works on channels that are last where its kind can.
+    Channels last, a lone operation is written as a network of one, or works on channels that are last where it can.
     """
 
     def __init__(self, network: Network, channels_last: bool) -> None:

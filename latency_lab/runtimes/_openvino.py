@@ -9,8 +9,8 @@ channels take one along as well. It also adds a residual, in the residual's own 
 what that costs, since OpenVINO first copies what it may not write on, so a sum is priced as the operation that it is. A
 reshape is nothing but another name.
 
-A pooling takes the layout of its input. Alone it is given channels first and takes more than twice as long, and a pad or
-a crop alone is left to another provider: so they stand behind a convolution, whose own time is taken off.
+A pooling takes the layout of its input. Alone it is given channels first and takes more than twice as long, and a pad
+or a crop alone is left to another provider: so they stand behind a convolution, whose own time is taken off.
 
 Source: the models that version 2025.4 makes of networks (`CompiledModel.get_runtime_model`), on a CPU with AVX-512.
 """
