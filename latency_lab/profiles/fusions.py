@@ -3,7 +3,8 @@
 A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into the
 conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
 padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is
-swallowed costs nothing: it is another name of the same bytes. "input+transpose" is the one rule that adds a kernel: the
+swallowed costs nothing: it is another name of the same bytes. "scale+shift" makes a batch norm of a product and a sum
+with a number for each channel. "input+transpose" is the one rule that adds a kernel: the
 runtime works channels first, and each image that comes in is transposed.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
+SCALE_SHIFT = "scale+shift"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,9 @@ def _merge(
         return Kernel(op, index, nodes, tuple(kernel.inputs[0] if i == source else i for i in inputs))
     if op.kind in {"reshape", "flatten"} and f"{kernel.op.kind}+{op.kind}" in fusions:
         return dataclasses.replace(kernel, nodes=nodes)
+    if SCALE_SHIFT in fusions and _by_channels(kernel.op, "multiply") and _by_channels(op, "add"):
+        size = (op.batch, op.height, op.width, op.in_channels, op.out_channels)
+        return Kernel(OpConfig("batch_norm", *size, dtype=op.dtype), kernel.main, nodes, kernel.inputs)
     bare = kernel.op.activation is None
     if op.kind == "activation" and bare and f"{kernel.op.kind}+{op.activation}" in fusions:
         return Kernel(dataclasses.replace(kernel.op, activation=op.activation), kernel.main, nodes, kernel.inputs)
@@ -155,3 +160,8 @@ def _merge(
         merged = dataclasses.replace(op, height=kernel.op.height, width=kernel.op.width, padding=(pads[0], pads[1]))
         return Kernel(merged, index, nodes, kernel.inputs)
     return None
+
+
+def _by_channels(op: OpConfig, kind: str) -> bool:
+    """Whether it is arithmetic of this kind with a constant for each channel, and no more."""
+    return op.kind == kind and op.operands == 1 and op.broadcast == "channels" and op.activation is None

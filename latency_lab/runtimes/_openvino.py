@@ -40,6 +40,7 @@ FUSIONS = frozenset(
     + [f"pad+{kind}" for kind in (*_CONVS, "avg_pool")]
     + [f"transpose+{kind}" for kind in KINDS]
     + [f"{kind}+{what}" for kind in KINDS for what in ("reshape", "flatten")]
+    + ["scale+shift"]
 )
 """Rules of `profiles.fusions`."""
 _BEHIND_A_CONVOLUTION = POOLS | GLOBAL_POOLS | RESIZES | {"pad", "slice"}

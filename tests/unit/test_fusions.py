@@ -68,6 +68,19 @@ def test_a_transpose_is_another_name_of_the_bytes_where_a_rule_says_so():
     assert [k.op.kind for k in fuse(shared, {"transpose+conv2d", "transpose+add"})] == ["transpose", "conv2d", "add"]
 
 
+def test_a_scale_and_a_shift_of_channels_are_a_batch_norm_where_a_rule_says_so():
+    by = {**IMAGE, "in_channels": 4, "out_channels": 4, "broadcast": "channels"}
+    scale, shift = OpConfig("multiply", **by), OpConfig("add", **by)
+    network = Network(((scale, (-1,)), (shift, (0,)), (RELU, (1,)), (CONV, (2,))))
+    kernels = fuse(network, {"scale+shift", "batch_norm+relu"})
+    assert [(k.op.kind, k.op.activation, k.nodes) for k in kernels] == [
+        ("batch_norm", "relu", (0, 1, 2)),
+        ("conv2d", None, (3,)),
+    ]
+    assert len(fuse(network, {"batch_norm+relu"})) == 4
+    assert [k.op.kind for k in fuse(Network(((scale, (-1,)), (ADD, (0, -1)))), {"scale+shift"})] == ["multiply", "add"]
+
+
 def test_a_runtime_that_works_channels_first_transposes_each_image_once():
     kernels = fuse(RESIDUAL, RULES | {"input+transpose"})
     assert [k.op.kind for k in kernels] == ["transpose", "conv2d", "conv2d", "add"]
