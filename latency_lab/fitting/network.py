@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.fitting.points import call_ms
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
 from latency_lab.profiles.correction import GROUPS, LEAST, bytes_from_memory, group_of
@@ -36,7 +35,7 @@ CHEAP = 0.05
 """The quantile of the networks' kernels that b leaves at `LEAST` of their own time, at most."""
 CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
-CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6)
+CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6, 48e6, 64e6, 96e6)
 LEAST_NETWORKS = 4
 
 
@@ -53,9 +52,8 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     keys = [key for key, task in journal.tasks.items() if task.role == "network" and key in journal.blocks]
     if len(keys) < LEAST_NETWORKS:
         return dataclasses.replace(profile.network, half_width=0.5)
-    start = dataclasses.replace(profile.network, call_ms=call_ms(journal))
-    hot = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=0.0))
-    cold = dataclasses.replace(profile, network=dataclasses.replace(start, cold_share=1.0))
+    hot = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=0.0))
+    cold = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=1.0))
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
@@ -80,7 +78,6 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         half_width=conformal_quantile(np.abs(residuals), 0.9),
         cached_bytes=cached,
         alone_bytes=alone,
-        call_ms=start.call_ms,
     )
 
 
@@ -105,7 +102,7 @@ def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats) -> list[
 
 
 def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:
-    return profile.network.work_ms([prediction.latency_ms for prediction in profile.predict(ops)])
+    return np.array([prediction.latency_ms for prediction in profile.predict(ops)])
 
 
 def leave_one_out(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:

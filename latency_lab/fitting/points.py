@@ -9,9 +9,12 @@ from latency_lab import runtimes
 from latency_lab.ops import OpConfig
 from latency_lab.profiles import LookupTable, Point
 from latency_lab.profiling import Journal
+from latency_lab.profiling.protocol import Statistic
 
 SHORTEST_MS = 3e-4
 """What is shorter cannot be told from nothing."""
+LEAST_SHARE = 0.02
+"""Of what was measured with a call or a context: what is less cannot be told from these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +28,16 @@ class Measured:
 def measured_ops(journal: Journal) -> list[Measured]:
     """Every lone operation of a journal that has at least one block, in order.
 
-    The time of an operation behind a context is that of both less the context's, with a call as all others have it:
-    one whose context was not measured is left out.
+    What the operation does not do itself is taken off its time: the context that its model has, if it has one
+    (`Runtime.context_of`; without a time of that it is left out), or the call, where calls cost much.
     """
     runtime, lone, found = runtimes.get(journal.identity["runtime"]), _lone(journal), []
     call = call_ms(journal)
     for op, key in lone.items():
-        s, context, more_ms = journal.statistic(key), runtime.context_of(op), 0.0
-        if context is not None:
-            if context not in lone:
-                continue
-            more_ms = call - journal.statistic(lone[context]).latency_ms
-        latency_ms, high_ms = (max(ms + more_ms, SHORTEST_MS) for ms in (s.latency_ms, s.high_ms))
-        low_ms = max(s.low_ms + more_ms, 0.0)
-        point = Point(op.in_channels, op.out_channels, latency_ms, low_ms, high_ms, s.cold_ms, s.unstable)
-        found.append(Measured(op, point))
+        context = runtime.context_of(op)
+        if context is None or context in lone:
+            less_ms = call if context is None else journal.statistic(lone[context]).latency_ms
+            found.append(Measured(op, _point(op, journal.statistic(key), less_ms)))
     return found
 
 
@@ -48,6 +46,14 @@ def call_ms(journal: Journal) -> float:
     if not runtimes.get(journal.identity["runtime"]).pays_for_calls:
         return 0.0
     return min((journal.statistic(key).latency_ms for key in _lone(journal).values()), default=0.0)
+
+
+def _point(op: OpConfig, s: Statistic, less_ms: float) -> Point:
+    """With less_ms taken off, but for a small share of what was measured."""
+    shortest_ms = max(SHORTEST_MS, LEAST_SHARE * s.latency_ms if less_ms else 0.0)
+    latency_ms, high_ms = (max(ms - less_ms, shortest_ms) for ms in (s.latency_ms, s.high_ms))
+    low_ms = max(s.low_ms - less_ms, 0.0)
+    return Point(op.in_channels, op.out_channels, latency_ms, low_ms, high_ms, s.cold_ms, s.unstable)
 
 
 def _lone(journal: Journal) -> dict[OpConfig, str]:

@@ -1,17 +1,14 @@
 """From lone kernels to a whole network.
 
-    latency = sum_k (a_g(k) * work_ms_k + b) + c * (beyond(sum_k weights_k, cached) - sum_k beyond(weights_k, alone))
-    work_ms = max(kernel_ms - call_ms, 0.05 * kernel_ms),   kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
-    beyond(bytes, kept) = max(0, bytes - kept)
+    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * (beyond(sum_k weights_k, cached) - sum_k beyond(weights_k, alone))
+    kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms),   beyond(bytes, kept) = max(0, bytes - kept)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
-network inputs were written by other kernels, and the call is paid once. Where a call may cost more than what it does
-(on an execution provider or an accelerator) its cost is known, since the cheapest operation costs little else. How much
-of the rest a kernel feels depends on what it does, so a is a number for each group of kinds. Of the network's weights
-the last cache keeps some bytes from one run to the next; the rest come from memory in every run. A lone kernel with
-more weights than the last cache holds reads the rest from memory in each of its own runs: that is in its time, and is
-not charged again. The size of the cache is read from the device, all else is fitted on whole networks that were
-measured there.
+network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
+it does, so a is a number for each group of kinds. Of the network's weights the last cache keeps some bytes from one run
+to the next; the rest come from memory in every run. A lone kernel with more weights than the last cache holds reads the
+rest from memory in each of its own runs: that is in its time, and is not charged again. The size of the cache is read
+from the device, all else is fitted on whole networks that were measured there.
 """
 
 from __future__ import annotations
@@ -26,9 +23,7 @@ from latency_lab.ops import KERNELED, OpConfig
 
 GROUPS = ("window", "pointwise", "depthwise", "other")
 LEAST = 0.1
-"""What is left of a_g(k) * work_ms_k at least, whatever b takes off."""
-LEAST_WORK = 0.05
-"""What is left of a kernel's time at least when the call is taken off."""
+"""What is left of a_g(k) * kernel_ms_k at least, whatever b takes off."""
 
 
 def group_of(op: OpConfig) -> str:
@@ -60,7 +55,6 @@ class NetworkCorrection:
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
         cached_bytes: of all weights, what the last cache keeps from one run to the next.
         alone_bytes: of a kernel's weights, what it keeps when the kernel runs alone: its size; None: not known, all.
-        call_ms: of a lone kernel's time, what is the call's and no work; 0 where calls cost next to nothing.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -71,21 +65,10 @@ class NetworkCorrection:
     half_width: float = 0.0
     cached_bytes: float = 0.0
     alone_bytes: float | None = None
-    call_ms: float = 0.0
-
-    def work_ms(self, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Lone kernels' times without the call, ms.
-
-        Example:
-            >>> NetworkCorrection(call_ms=0.02).work_ms([0.10, 0.02]).tolist()
-            [0.08, 0.001]
-        """
-        times = np.asarray(kernel_ms, np.float64)
-        return np.asarray(np.maximum(times - self.call_ms, LEAST_WORK * times) if self.call_ms else times)
 
     def per_kernel_ms(self, op: OpConfig, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """What a kernel adds to a network, its weights apart, ms; an array of times gives an array."""
-        scaled = self.a.get(group_of(op), 1.0) * self.work_ms(kernel_ms)
+        scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
         return np.asarray(np.maximum(scaled + self.b_ms, LEAST * scaled))
 
     def memory_ms(self, weight_bytes: npt.ArrayLike) -> float:

@@ -89,7 +89,6 @@ def _network(profile: DeviceProfile) -> str:
     each = f"{factors}, {n.b_ms * 1e3:+.2f} us a kernel, {n.c_ms_per_byte * 1e9:+.3g} us a MB of weights "
     each += f"beyond {n.cached_bytes / 1e6:g}"
     each += "" if n.alone_bytes is None else f" ({n.alone_bytes / 1e6:g} for a kernel alone)"
-    each += f", less {n.call_ms * 1e3:.3g} us for the call of a kernel alone" if n.call_ms else ""
     return f"{each}, from {len(n.residuals)} networks"
 
 
