@@ -96,7 +96,7 @@ def test_what_stands_before_a_lone_operation_is_taken_off(tmp_path):
     pools = [OpConfig("max_pool", height=14, width=14).with_channels(c, c) for c in (16, 32, 48)]
     contexts = [runtimes.get(runtime).context_of(pool) for pool in pools]
     ops = [CALL, *pools, *contexts[:2]]
-    journal = write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops], call_ms=0.5, runtime=runtime)
+    journal = write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops], call_ms=0.01, runtime=runtime)
     found = {m.op: m.point.latency_ms for m in measured_ops(journal)}
     assert set(found) == {*ops} - {pools[2]}, "nothing says what its context takes"
     assert found[contexts[0]] == pytest.approx(op_ms(contexts[0]) - op_ms(CALL))
