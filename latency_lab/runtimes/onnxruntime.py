@@ -23,8 +23,8 @@ class OnnxRuntime:
 
     **Provider.** All that follows but the form of networks is of the CPU's. Another provider's time is that of the
     call, so the model of a lone operation has nothing around it: images come and go channels first. OpenVINO computes
-    channels last, so there they come and go channels last, with Transposes that cost nothing, as in a network
-    (`_openvino`).
+    channels last on a CPU, so there they come and go channels last, with Transposes that cost nothing, as in a network;
+    and what takes the layout of its input stands behind a convolution (`_openvino`).
 
     **Layout.** The model of a lone float32 operation takes and gives images channels first; a "transpose" takes them
     channels last, and so do the kinds in `_onnx_graph.CHANNELS_LAST`, which give them so too. A network of several,
@@ -91,7 +91,9 @@ class OnnxRuntime:
 
     @property
     def _on_openvino(self) -> bool:
-        return self.provider.partition(",")[0] == _openvino.PROVIDER
+        """Whether it is OpenVINO on a CPU; what it does elsewhere was not seen."""
+        provider, options = worker.device_and_options(self.provider)
+        return provider == _openvino.PROVIDER and options.get("device_type", "CPU").startswith("CPU")
 
     def on(self, device: str) -> OnnxRuntime:
         """The same runtime on an execution provider.

@@ -304,7 +304,9 @@ def test_openvino_merges_by_rules_of_its_own():
     assert {"conv2d+hard_swish", "depthwise_conv2d+silu", "multiply+relu", "transpose+conv2d"} <= on_loading
     assert base.INPUT_TRANSPOSE not in before
     assert "conv2d+add" not in on_loading
-    assert on_gpu.fusions("float32") == (before, on_loading)
+    assert runtimes.get("onnxruntime:openvino,device_type=CPU").fusions("float32") == (before, on_loading)
+    assert on_gpu.fusions("float32") == cuda.fusions("float32")
+    assert on_gpu.context_of(POOL) is None
     assert cuda.fusions("float32") == plain.fusions("float32")
     assert "conv2d+hard_swish" not in plain.fusions("float32")[1]
     assert [runtime.pays_for_calls for runtime in (plain, cuda, on_gpu)] == [False, True, True]
