@@ -21,9 +21,10 @@ from typing import Any
 from latency_lab import freeze
 from latency_lab.errors import FileFormatError, UnsupportedModelError, UsageError
 from latency_lab.extras import missing
+from latency_lab.half import half_graphdef, half_onnx
 
 _log = logging.getLogger(__name__)
-_PRECISIONS = ("float32", "int8")
+_PRECISIONS = ("float32", "float16", "int8")
 _FIRST_OPSET_WITH_CHANNEL_SCALES = 13
 _REPRESENTATIVES = 4
 """Inputs that an int8 model's ranges are read from where none are given."""
@@ -34,7 +35,8 @@ def to_tflite(model_or_path: Any, precision: str = "float32", representative: It
 
     Args:
         model_or_path: a built Keras model, or the path of a .keras file.
-        precision: "float32"; "int8" for full-integer weights and activations, inputs and outputs int8 too.
+        precision: "float32"; "float16" for weights of float16 alone, which a GPU computes with as they are; "int8" for
+            full-integer weights and activations, inputs and outputs int8 too.
         representative: what the ranges of int8 activations are read from: input arrays [1, ...] as the model takes
             them, each a list of arrays where the model has several inputs. By default 4 of standard normal numbers,
             the same each time: right for latency, while accuracy needs real data.
@@ -64,6 +66,9 @@ def to_tflite(model_or_path: Any, precision: str = "float32", representative: It
     with _quiet(), _named_failure(model, "TFLite"):
         # The function alone would lose the weights of a Keras 3 model, and a SavedModel takes five times as long.
         converter = tf.lite.TFLiteConverter.from_concrete_functions([_with_constants(_traced(model))])
+        if precision == "float16":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
             _quantise(converter, model, representative)
         return bytes(converter.convert())
@@ -102,7 +107,8 @@ def to_onnx(model_or_path: Any, precision: str = "float32", representative: Iter
 
     Args:
         model_or_path: a built Keras model, or the path of a .keras file.
-        precision: "float32"; "int8" for int8 weights, a scale for each output channel, and 8-bit activations
+        precision: "float32"; "float16" for all of it, inputs and outputs too; "int8" for int8 weights, a scale for
+            each output channel, and 8-bit activations
             (unsigned, which ONNX Runtime on x86 has integer kernels for), inputs and outputs float32.
         representative: what the ranges of 8-bit activations are read from: input arrays [1, ...] as the model takes
             them, each a list of arrays where the model has several inputs. By default 4 of standard normal numbers,
@@ -147,7 +153,8 @@ def to_onnx(model_or_path: Any, precision: str = "float32", representative: Iter
     if precision == "int8":
         with _quiet(), _named_failure(model, "8-bit ONNX"):
             return _quantised_onnx(found, representative)
-    return bytes(found.SerializeToString())
+    file = bytes(found.SerializeToString())
+    return half_onnx(file) if precision == "float16" else file
 
 
 def _without_false_inputs(found: Any, model: Any) -> None:
@@ -246,11 +253,12 @@ def _quantised_onnx(found: Any, representative: Iterable[Any] | None) -> bytes:
         return Path(coded).read_bytes()
 
 
-def to_graphdef(model_or_path: Any) -> bytes:
-    """A Keras model as the bytes of a frozen TensorFlow GraphDef (.pb), float32, batch norms folded.
+def to_graphdef(model_or_path: Any, precision: str = "float32") -> bytes:
+    """A Keras model as the bytes of a frozen TensorFlow GraphDef (.pb), batch norms folded.
 
     Args:
         model_or_path: a built Keras model, or the path of a .keras file.
+        precision: "float32"; "float16" for all of it, inputs and outputs too.
 
     Returns:
         the file; placeholders "input0", ... and outputs "output0", ... in the model's order, batch 1.
@@ -258,7 +266,7 @@ def to_graphdef(model_or_path: Any) -> bytes:
     Raises:
         UnsupportedModelError: the model has no fixed input shape, or it cannot be traced.
         FileFormatError: the path is no .keras file.
-        UsageError: Keras runs another backend than TensorFlow.
+        UsageError: there is no such precision, or Keras runs another backend than TensorFlow.
         MissingRuntimeError: Keras or TensorFlow is not installed.
 
     Example:
@@ -268,20 +276,21 @@ def to_graphdef(model_or_path: Any) -> bytes:
         >>> b"Conv2D" in to_graphdef(model)
         True
     """
+    _check_precision(precision, ("float32", "float16"))
     model, _ = _fixed(_model(model_or_path))
     try:
         import tensorflow  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing(error, "A TensorFlow graph") or error from error
     with _quiet(), _named_failure(model, "a TensorFlow graph"):
-        return freeze.frozen_graph(model)
+        file = freeze.frozen_graph(model)
+        return half_graphdef(file) if precision == "float16" else file
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in _PRECISIONS:
+def _check_precision(precision: str, known: Sequence[str] = _PRECISIONS) -> None:
+    if precision not in known:
         raise UsageError(
-            f"Invalid value for argument `precision`. Expected one of {list(_PRECISIONS)}. "
-            f"Received: precision={precision!r}"
+            f"Invalid value for argument `precision`. Expected one of {list(known)}. Received: precision={precision!r}"
         )
 
 

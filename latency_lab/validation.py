@@ -33,7 +33,7 @@ SUFFIXES: Mapping[str, str] = {name: runtimes.get(name).suffix for name in runti
 _CONVERTERS: Mapping[str, Callable[[Any, str], bytes]] = {
     ".tflite": convert.to_tflite,
     ".onnx": convert.to_onnx,
-    ".pb": lambda model, precision: convert.to_graphdef(model),
+    ".pb": convert.to_graphdef,
 }
 COMPARE_ROUNDS = 12
 

@@ -1,4 +1,4 @@
-"""Prints the tables of docs/accuracy.md from docs/accuracy.json and docs/fit.json.
+"""Prints the tables of docs/accuracy.md from docs/accuracy*.json, a file for each CPU, and docs/fit.json.
 
 .venv/bin/python scripts/accuracy_tables.py
 """
@@ -15,10 +15,13 @@ WORST = 0.10
 
 def main() -> None:
     """Runs, networks that are far off, and imported timings."""
-    runs = json.loads((DOCS / "accuracy.json").read_text())["runs"]
-    _runs(runs)
-    for name, run in runs.items():
-        _networks(name, run)
+    for path in sorted(DOCS.glob("accuracy*.json")):
+        found = json.loads(path.read_text())
+        print(f"\n{found['environment']['cpu']} ({path.name})\n")
+        _runs(found["runs"])
+        _own({name: run["own"] for name, run in found["runs"].items() if "own" in run})
+        for name, run in found["runs"].items():
+            _networks(name, run)
     _fits(json.loads((DOCS / "fit.json").read_text()))
 
 
@@ -44,9 +47,24 @@ def _runs(runs: dict[str, Any]) -> None:
         print(f"| {name} | {first} | {_percent(run['exact_share'])} | {_percent(bare['median'])} | {unstable} |")
 
 
-def _networks(name: str, run: dict[str, Any]) -> None:
-    rows = [row for row in run["networks"] if abs(row.get("error", 0.0)) > WORST]
-    print(f"\n{name}: {len(rows)} of {run['measured']} networks are further off than {WORST:.0%}:")
+def _own(runs: dict[str, Any]) -> None:
+    if not runs:
+        return
+    heads = ("own kernels measured", "kernels", "s", "networks", "median error", "within 5 %", "within 10 %", "worst")
+    print("\n| " + " | ".join(heads) + " |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, run in runs.items():
+        error = run["error"]
+        figures = (error[n] for n in ("median", "within_5_percent", "within_10_percent", "worst"))
+        cells = [name, f"{run['kernels']:,}", f"{run['seconds']:.0f}", str(run["measured"]), *map(_percent, figures)]
+        print("| " + " | ".join(cells) + " |")
+    for name, run in runs.items():
+        _networks(f"{name}, own kernels", run, 0.05)
+
+
+def _networks(name: str, run: dict[str, Any], worst: float = WORST) -> None:
+    rows = [row for row in run["networks"] if abs(row.get("error", 0.0)) > worst]
+    print(f"\n{name}: {len(rows)} of {run['measured']} networks are further off than {worst:.0%}:")
     print(", ".join(f"{r['name']} {100 * r['error']:+.1f} %" for r in sorted(rows, key=lambda r: -abs(r["error"]))))
 
 

@@ -8,6 +8,10 @@ the profile's operations: a shared machine is faster in some minutes than in oth
 come from
 accuracy_networks.json, converted beforehand by accuracy_models.py (which see); those without a file are listed with
 the reason. The prediction is of the very file that is measured; that of the .keras file stands beside it.
+
+With --own, after that, every kernel that the networks are made of is measured too, as `profile --model` does for one
+network at its full widths, and the networks once more between them: what is then left of an error is not of the fit to
+other shapes, but of the step from lone kernels to a network.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +30,11 @@ import accuracy_models
 import numpy as np
 
 import latency_lab as ll
-from latency_lab import files
+from latency_lab import files, runtimes
+from latency_lab.cost.latency import kernels_of_graph
 from latency_lab.errors import LatencyLabError
 from latency_lab.plan import measure_in_general
+from latency_lab.plan.general import lone_and_whole
 from latency_lab.profiles import DeviceProfile
 from latency_lab.profiling import Journal, LocalWorker, Progress, Protocol, Worker, WorkerDiedError, statistic
 from latency_lab.profiling.environment import conditions, identity
@@ -45,18 +52,56 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     entries = [e for e in accuracy_models.networks() if accuracy_models.runs_on(e, args.runtime)]
     found, missing = _files(entries, args.runtime, args.precision, args.cache)
+    if args.own:
+        write(args.output, key, {"own": own(args, key, folder, found)})
+        return
     networks = Networks(found, lambda: LocalWorker(args.runtime, args.threads), folder / "networks.jsonl")
     profile, made = general_profile(args, key, folder, networks)
     if not args.refit:
         networks.finish()
     rows = [row(entry, path, profile, networks.blocks.get(entry["name"], []), args.cache) for entry, path in found]
-    run = {"profile": made, **summary(rows), "networks": rows, "not_measured": missing}
+    write(args.output, key, {"profile": made, **summary(rows), "networks": rows, "not_measured": missing})
+
+
+def write(output: Path, key: str, found: Mapping[str, Any]) -> None:
+    """Puts what was found into the output, beside the other runs, and prints it without the single networks."""
     done: dict[str, Any] = {"environment": identity(), "runs": {}}
-    if args.output.exists():
-        done = json.loads(args.output.read_text())
-    done["runs"][key] = run
-    files.write_json(args.output, done)
-    print(json.dumps({k: v for k, v in run.items() if k != "networks"}, indent=1))
+    if output.exists():
+        done = json.loads(output.read_text())
+    done["runs"][key] = done["runs"].get(key, {}) | found
+    files.write_json(output, done)
+    print(json.dumps(_without_networks(found), indent=1))
+
+
+def _without_networks(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_networks(v) if isinstance(v, dict) else v for k, v in found.items() if k != "networks"}
+
+
+def own(
+    args: argparse.Namespace, key: str, folder: Path, found: Sequence[tuple[dict[str, Any], Path]]
+) -> dict[str, Any]:
+    """The networks from a profile that holds all of their own kernels, beside what the general one measured."""
+    journal = folder / "own.journal.jsonl"
+    general = ll.load_profile(folder / "profile.json.gz")
+    if not journal.exists():
+        shutil.copyfile(folder / "profile.journal.jsonl", journal)
+    graphs = [ll.ChannelGraph.from_model(path) for _, path in found]
+    kernels = dict.fromkeys(kernel.op for graph in graphs for kernel in kernels_of_graph(graph, general))
+    ops = [op for op in kernels if runtimes.get(args.runtime).reason_unsupported(op) is None]
+    tasks = (*Journal.load(journal).tasks.values(), *lone_and_whole(ops, [], args.runtime))
+    networks = Networks(
+        found, lambda: LocalWorker(args.runtime, args.threads), folder / "own-networks.jsonl", shares=(1.0,)
+    )
+    spent = Stopwatch(folder / "own-seconds.json", networks)
+    with spent:
+        book = ll.profile(
+            tasks, runtime=args.runtime, threads=args.threads, journal=journal, on_progress=networks.between
+        )
+    networks.finish()
+    profile = ll.fit_profile(book, name=f"{key}, own kernels")
+    rows = [row(entry, path, profile, networks.blocks.get(entry["name"], [])) for entry, path in found]
+    made = {"kernels": len(ops), "seconds": round(spent.seconds, 1), "half_width": profile.network.half_width}
+    return {**made, **summary(rows), "networks": rows}
 
 
 def general_profile(
@@ -225,9 +270,13 @@ class Networks:
 
 
 def row(
-    entry: dict[str, Any], path: Path, profile: DeviceProfile, blocks: Sequence[dict[str, Any]], cache: Path
+    entry: dict[str, Any],
+    path: Path,
+    profile: DeviceProfile,
+    blocks: Sequence[dict[str, Any]],
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """One network: predicted beside measured."""
+    """One network: predicted beside measured; of its .keras file too, where a cache has that."""
     base = {"name": entry["name"], "family": entry["family"]}
     good = [block for block in blocks if block["status"] == "ok"]
     if not good:
@@ -252,8 +301,8 @@ def row(
         "extrapolated": coverage["extrapolated"],
         "bounded": coverage["bounded"],
     }
-    keras_file = cache / "keras" / f"{entry['name']}.keras"
-    if keras_file.exists():
+    keras_file = cache / "keras" / f"{entry['name']}.keras" if cache else None
+    if keras_file and keras_file.exists():
         of_keras = ll.LatencyCost(ll.ChannelGraph.from_model(str(keras_file)), profile).estimate().latency_ms
         found["keras_error"] = round(of_keras / s.latency_ms - 1, 4)
     return {**base, **found}
@@ -292,6 +341,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", help="of the profile")
+    parser.add_argument("--own", action="store_true", help="measure the networks' own kernels too, after a run without")
     parser.add_argument("--refit", action="store_true", help="fit what was measured again, and measure nothing")
     parser.add_argument("--cache", type=Path, default=accuracy_models.CACHE)
     parser.add_argument("-o", "--output", type=Path, default=Path("accuracy.json"))

@@ -55,7 +55,7 @@ TARGET = 0.6
 def main() -> None:
     """Compare, narrow, summarise; prints a line of each."""
     args = _arguments()
-    out = _quiet()
+    out = quiet()
     entries = {entry["name"]: entry for entry in accuracy_models.networks()}
     found: dict[str, Any] = {"networks": [], "shrunk": []}
     for accelerator in args.accelerator:
@@ -163,7 +163,7 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
-def _quiet() -> TextIO:
+def quiet() -> TextIO:
     """What was stdout, which from here on takes nothing: Vela prints its tables there, from Python and from C++."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

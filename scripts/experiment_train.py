@@ -66,7 +66,7 @@ def run(cell: Cell, bench: Bench) -> dict[str, Any]:
     else:
         slim = _learned(seed, cell, bench)
         started, epochs = accuracy(slim, bench.images), bench.settings.fine_epochs
-    _train(slim, bench, epochs, FINE_RATE)
+    train(slim, bench, epochs, FINE_RATE)
     trained = time.monotonic()
     result = {
         "accuracy": accuracy(slim, bench.images),
@@ -87,7 +87,7 @@ def seed_of(cell: Cell, bench: Bench) -> Any:
     path = bench.store.folder / name
     if not path.exists():
         model = experiment_networks.build(cell.net, cell.seed)
-        _train(model, bench, settings.seed_epochs, SEED_RATES[cell.net])
+        train(model, bench, settings.seed_epochs, SEED_RATES[cell.net])
         whole = path.with_name(f"unfinished-{name}")
         model.save(whole)
         whole.replace(path)
@@ -133,8 +133,8 @@ def _learned(seed: Any, cell: Cell, bench: Bench) -> Any:
     """With a regularizer: the network rebuilt from what it learned."""
     regularizer = regularizer_of(seed, cell, bench)
     gated = regularizer.attach(seed)
-    _compile(gated, LEARNING_RATES[type(regularizer)])
-    _fit(gated, bench, bench.settings.learn_epochs, regularizer.callbacks())
+    compile_for(gated, LEARNING_RATES[type(regularizer)])
+    fit(gated, bench, bench.settings.learn_epochs, regularizer.callbacks())
     recalibrate_batch_norm(gated, [bench.images.train_x[:RECALIBRATE]])
     return ll.shrink(gated, regularizer.structure())
 
@@ -150,19 +150,22 @@ def regularizer_of(seed: Any, cell: Cell, bench: Bench) -> Regularizer:
     return LogisticSigmoid(cost, target=target, paid=paid, seed=cell.seed)
 
 
-def _train(model: Any, bench: Bench, epochs: int, rate: float) -> None:
+def train(model: Any, bench: Bench, epochs: int, rate: float) -> None:
+    """Adam, with a learning rate that comes down to 0 along a cosine."""
     steps = -(-len(bench.images.train_x) // bench.settings.batch) * epochs
-    _compile(model, keras.optimizers.schedules.CosineDecay(rate, steps))
-    _fit(model, bench, epochs, [])
+    compile_for(model, keras.optimizers.schedules.CosineDecay(rate, steps))
+    fit(model, bench, epochs, [])
 
 
-def _compile(model: Any, rate: Any) -> None:
+def compile_for(model: Any, rate: Any) -> None:
+    """Adam, and the loss of logits."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # XLA takes two to ten times as long for these networks on a CPU.
     model.compile(keras.optimizers.Adam(rate), loss, jit_compile=False)
 
 
-def _fit(model: Any, bench: Bench, epochs: int, callbacks: list[Any]) -> None:
+def fit(model: Any, bench: Bench, epochs: int, callbacks: list[Any]) -> None:
+    """Trains on the bench's images."""
     images, batch = bench.images, bench.settings.batch
     model.fit(images.train_x, images.train_y, batch_size=batch, epochs=epochs, verbose=0, callbacks=callbacks)
 

@@ -10,7 +10,7 @@ and so the same numbers, each time, for one version of Vela and of latency-lab. 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import hashlib
 from pathlib import Path
 
 import latency_lab as ll
@@ -18,15 +18,19 @@ from latency_lab.plan import general_plan
 from latency_lab.profiles import DeviceProfile
 
 FOLDER = Path(__file__).parents[1] / "device_profiles"
-ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512")
+JOURNALS = Path.home() / ".cache" / "latency-lab" / "vela"
+ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256")
 
 
-def profile(accelerator: str) -> DeviceProfile:
-    """The general profile of an accelerator under Vela's default configurations."""
+def profile(accelerator: str, folder: Path) -> DeviceProfile:
+    """The general profile of an accelerator under Vela's default configurations; a run that was stopped goes on from
+    the journal of this plan."""
     runtime = f"vela:{accelerator}"
-    with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
-        journal = ll.profile(general_plan(runtime, "int8"), runtime=runtime, journal=Path(folder) / "journal.jsonl")
-        return ll.fit_profile(journal, name=accelerator)
+    tasks = general_plan(runtime, "int8")
+    plan = hashlib.sha256("\n".join(task.network.key for task in tasks).encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = ll.profile(tasks, runtime=runtime, journal=folder / f"{accelerator}-{plan}.journal.jsonl")
+    return ll.fit_profile(journal, name=accelerator)
 
 
 def main() -> None:
@@ -34,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=ACCELERATORS, default=ACCELERATORS)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to (default device_profiles/)")
+    parser.add_argument("--journals", type=Path, default=JOURNALS, help=f"folder of journals (default {JOURNALS})")
     args = parser.parse_args()
     for accelerator in args.only:
         path = args.out / f"{accelerator}.json.gz"
-        profile(accelerator).save(path)
+        profile(accelerator, args.journals).save(path)
         print(path, flush=True)
 
 

@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_input_shape(parser)
     parser.add_argument(
         "--precision",
-        choices=("float32", "int8"),
+        choices=("float32", "float16", "int8"),
         default="float32",
-        help="of a .keras model's operations, or of those in general (default float32)",
+        help="of a .keras model's operations, or of those in general (default float32); float16: for "
+        "tensorflow, litert:gpu and providers of onnxruntime other than the CPU's",
     )
     parser.add_argument("-o", "--output", metavar="F", required=True, help="the profile to write, JSON; - is stdout")
     parser.add_argument("--journal", metavar="J", help="keeps each block (default: F's name with .journal.jsonl)")

@@ -71,7 +71,7 @@ class LatencyCost(OpCost):
             )
         self.profile = profile
         self.out_of_bounds = out_of_bounds
-        self._kernels = _kernels(graph, profile)
+        self._kernels = kernels_of_graph(graph, profile)
         self._known: dict[tuple[int, int, int], _Part] = {}
         self._unknown_ms = {u.name: _bound_ms(u, profile) for u in graph.unknown}
         names = [_name(graph, kernel) for kernel in self._kernels]
@@ -149,7 +149,7 @@ class LatencyCost(OpCost):
         return (latency_ms * (1 - half), latency_ms * (1 + half)), "conformal over whole networks, 90 %"
 
 
-def _kernels(graph: ChannelGraph, profile: DeviceProfile) -> tuple[Kernel, ...]:
+def kernels_of_graph(graph: ChannelGraph, profile: DeviceProfile) -> tuple[Kernel, ...]:
     """What the device's runtime executes: merged operations, and the reorders between them."""
     exported = graph.source == "keras"  # a file has the transposes of its inputs among its operations
     rules = profile.fusions if exported else profile.fusions - {INPUT_TRANSPOSE}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latency_lab.errors import UsageError
-from latency_lab.ops import BINARY, OpConfig
+from latency_lab.ops import ACTIVATIONS, BINARY, OpConfig
 
 SIZES = (5, 7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 35, 40, 48, 56, 64, 71, 80, 96, 112, 112, 128, 147, 160, 192, 224)
 MOST_CHANNELS = 4096
@@ -105,7 +105,7 @@ def _merged(rng: np.random.Generator, fields: Mapping[str, Any], rules: Collecti
     kind = fields["kind"]
     found: dict[str, Any] = {}
     names = sorted(rule.split("+")[1] for rule in rules if rule.startswith(f"{kind}+"))
-    activations = [name for name in names if name not in {"add", "batch_norm"}]
+    activations = [name for name in names if name in ACTIVATIONS]
     if activations and "activation" not in fields and rng.random() < 0.6:
         weights = np.array([6.0 if name in {"relu", "relu6"} else 1.0 for name in activations])
         found["activation"] = str(rng.choice(activations, p=weights / weights.sum()))
@@ -394,6 +394,8 @@ def _by_channels(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
 
 NORMALISING: Mapping[str, Row] = {"image normalisation": Row(150, 5e3, 8e5, _by_channels)}
 """Drawn apart from the others, and after them."""
+COPIES: Mapping[str, Row] = {"copy": Row(150, 5e2, 3e6, _kind("avg_pool"))}
+"""What the rule "concatenate+copy" adds; drawn apart as well."""
 
 
 def in_type(op: OpConfig, dtype: str) -> OpConfig:

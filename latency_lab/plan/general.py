@@ -9,14 +9,17 @@ import numpy as np
 from latency_lab import runtimes
 from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan.distributions import NORMALISING, draw_ops, in_type
+from latency_lab.plan.distributions import COPIES, NORMALISING, draw_ops, in_type
 from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
 from latency_lab.profiles import DeviceProfile, fuse, fused_network
+from latency_lab.profiles.fusions import CONCATENATE_COPY
 from latency_lab.profiling import Task, tasks_of
 
 COLD_EVERY = 4
+MICROCONTROLLERS = frozenset({"vela"})
+"""Runtimes that mostly small networks are made for."""
 REFINED = 500
 _IMAGE = {"height": 28, "width": 28, "in_channels": 48, "out_channels": 48}
 PROBE_SITES = (
@@ -53,11 +56,15 @@ def general_plan(
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), _supported(runtime)
     drawn = list(draw_ops(rng, rules, supported, share=share, dtype=precision))
-    made = [network.of_type(precision) for network in generated_networks(rng, networks)]
+    small = runtime.partition(":")[0] in MICROCONTROLLERS
+    made = [network.of_type(precision) for network in generated_networks(rng, networks, small)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
     images = draw_ops(np.random.default_rng(3), rules, supported, share=share, dtype=precision, rows=NORMALISING)
-    ops = dict.fromkeys(op for op in [*drawn, *probed, *images] if supported(op))
+    copies: list[OpConfig] = []
+    if CONCATENATE_COPY in rules:
+        copies += draw_ops(np.random.default_rng(4), rules, supported, share=share, dtype=precision, rows=COPIES)
+    ops = dict.fromkeys(op for op in [*drawn, *probed, *images, *copies] if supported(op))
     whole = [fused_network(network, converted(runtime, precision)) for network in made]
     return lone_and_whole(list(ops), [n for n in whole if all(supported(op) for op, _ in n.nodes)], runtime)
 

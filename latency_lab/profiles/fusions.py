@@ -1,11 +1,14 @@
 """Which operations a runtime executes as one kernel, and the kernels of a network under such rules.
 
-A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into the
-conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
+A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into
+the conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
 padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is
 swallowed costs nothing: it is another name of the same bytes. "scale+shift" makes a batch norm of a product and a sum
-with a number for each channel. "input+transpose" is the one rule that adds a kernel: the
-runtime works channels first, and each image that comes in is transposed.
+with a number for each channel.
+
+Two rules add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
+"concatenate+copy": what makes an operand of a concatenation writes it to its place there, unless something else reads
+the operand too, or it is a concatenation itself: then it is copied.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
 SCALE_SHIFT = "scale+shift"
+CONCATENATE_COPY = "concatenate+copy"
+ADDING = frozenset({INPUT_TRANSPOSE, CONCATENATE_COPY})
+"""Rules that add kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Kernel:
     Attributes:
         op: the merged operation.
         main: index of the network's node that gives the kernel its kind and its channels.
-        nodes: indices of all nodes that it stands for, in order; none for a transpose of an input.
+        nodes: indices of all nodes that it stands for, in order; none for a transpose or copy that a rule adds.
         inputs: as in `ops.Network`, counted in kernels.
     """
 
@@ -72,12 +78,13 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
         dataclasses.replace(open_kernels[node], inputs=tuple(position.get(i, i) for i in open_kernels[node].inputs))
         for node in order
     )
-    return (*transposes, *rest)
+    found = (*transposes, *rest)
+    return _with_copies(found) if CONCATENATE_COPY in fusions else found
 
 
 def fused_network(network: Network, fusions: Collection[str]) -> Network:
     """The network with each kernel as one node; rules that add kernels play no part."""
-    fusions = frozenset(fusions) - {INPUT_TRANSPOSE}
+    fusions = frozenset(fusions) - ADDING
     return Network(tuple((kernel.op, kernel.inputs) for kernel in fuse(network, fusions)), network.name)
 
 
@@ -131,6 +138,31 @@ def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:
                 )
                 found[i] = Kernel(size, index, (), (i,))
     return tuple(found[i] for i in sorted(found, reverse=True))
+
+
+def _with_copies(kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """The kernels with a copy, an average pooling of one position, before each operand of a concatenation that cannot
+    be made in its place. An operand that is an input of the network gets none: its channels are not stated."""
+    readers = Counter(i for kernel in kernels for i in kernel.inputs)
+    found: list[Kernel] = []
+    position: dict[int, int] = {}
+    for index, kernel in enumerate(kernels):
+        inputs = []
+        for i in kernel.inputs:
+            source = position.get(i, i)
+            if kernel.op.kind == "concatenate" and i >= 0 and (readers[i] > 1 or kernels[i].op.kind == "concatenate"):
+                found.append(_copy_of(kernels[i], source))
+                source = len(found) - 1
+            inputs.append(source)
+        position[index] = len(found)
+        found.append(dataclasses.replace(kernel, inputs=tuple(inputs)))
+    return tuple(found)
+
+
+def _copy_of(kernel: Kernel, source: int) -> Kernel:
+    op = kernel.op
+    size = (op.batch, op.output_height, op.output_width, op.out_channels, op.out_channels)
+    return Kernel(OpConfig("avg_pool", *size, dtype=op.dtype), (kernel.nodes or (kernel.main,))[-1], (), (source,))
 
 
 def _merge(

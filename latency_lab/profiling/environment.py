@@ -16,6 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+WARM_UP = 5
+IN_A_ROW = 3
+REST_S = 0.1
+"""Between the moments at which samples are taken, a few in a row at each."""
 _CPU = Path("/sys/devices/system/cpu/cpu0")
 
 
@@ -90,12 +94,15 @@ def cache_bytes() -> dict[str, int]:
     return found
 
 
-def samples(wall: Callable[[], float], cpu: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
-    """A fixed piece of work, timed again and again after a warm-up.
+def samples(
+    wall: Callable[[], float], cpu: Callable[[], float], count: int, rest: Callable[[], None] = lambda: None
+) -> tuple[list[float], list[float]]:
+    """A fixed piece of work, timed again and again after a warm-up, a few times in a row at each of many moments.
 
     Args:
         wall, cpu: clocks, seconds.
-        count: samples.
+        count: samples; `IN_A_ROW` of them follow on one another.
+        rest: called before each moment.
 
     Returns:
         Wall and CPU seconds of each.
@@ -103,16 +110,19 @@ def samples(wall: Callable[[], float], cpu: Callable[[], float], count: int) -> 
     generator = random.Random(0)
     work = [generator.random() for _ in range(10_000)]
     found = []
-    for _ in range(5 + count):
+    for number in range(-WARM_UP, count):
+        if number >= 0 and number % IN_A_ROW == 0:
+            rest()
         cpu_start, start = cpu(), wall()
         sorted(work)
         found.append((wall() - start, cpu() - cpu_start))
-    return [w for w, _ in found[5:]], [c for _, c in found[5:]]
+    return [w for w, _ in found[WARM_UP:]], [c for _, c in found[WARM_UP:]]
 
 
 def readings(count: int = 0) -> dict[str, Any]:
-    """identity, conditions, and wall_s and cpu_s of so many samples."""
-    wall_s, cpu_s = samples(time.perf_counter, time.thread_time, count) if count else ([], [])
+    """identity, conditions, and wall_s and cpu_s of so many samples, which take `count / IN_A_ROW * REST_S` seconds."""
+    clocks = (time.perf_counter, time.thread_time)
+    wall_s, cpu_s = samples(*clocks, count, lambda: time.sleep(REST_S)) if count else ([], [])
     return {"identity": identity(), "conditions": conditions(), "wall_s": wall_s, "cpu_s": cpu_s}
 
 

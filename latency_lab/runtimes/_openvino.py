@@ -57,4 +57,4 @@ def context_of(op: OpConfig) -> OpConfig | None:
     """
     if op.kind not in _BEHIND_A_CONVOLUTION or op.depth > 1 or op.height * op.width == 1:
         return None
-    return OpConfig("conv2d", op.batch, op.height, op.width, 1, op.in_channels)
+    return OpConfig("conv2d", op.batch, op.height, op.width, 1, op.in_channels, dtype=op.dtype)

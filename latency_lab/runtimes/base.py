@@ -255,6 +255,18 @@ def _concatenated(op: OpConfig, known: list[int | None]) -> list[int]:
     return [shares.pop(0) if count is None else count for count in known]
 
 
+def in_float16(network: Network) -> bool:
+    """Whether a network is float16: all of it is, or nothing.
+
+    Raises:
+        UsageError: some of its operations are and others are not.
+    """
+    found = {op.dtype for op, _ in network.nodes}
+    if "float16" in found and len(found) > 1:
+        raise UsageError(f"A network is float16 as a whole. Received: operations of {', '.join(sorted(found))}")
+    return "float16" in found
+
+
 # ---- weights ------------------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,9 @@ class LiteRT:
     post-training quantisation writes it, inputs and outputs of the file int8 too; where TFLite has no int8 kernel
     (conv3d, local_response_norm, elu, square, negative), as floats between a DEQUANTIZE and a QUANTIZE.
 
+    LiteRT's GPU accelerator computes files of floats in float16 unless it is told `enforce_f32`: a float16 network is a
+    file of floats for "gpu", with a mark at its end for the worker to see that it does.
+
     Attributes:
         device: "gpu", "npu", "edgetpu" or the path of a delegate's library there, with options; "" for the CPU.
 
@@ -96,7 +99,14 @@ class LiteRT:
         return LiteRT(worker.device_name(short if short in _DEVICES else given, options))
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
-        """Merges before and on loading of models of this precision: the converter does the same for all."""
+        """Merges before and on loading of models of this precision: the converter does the same for all.
+
+        Raises:
+            UsageError: the device computes in another precision.
+        """
+        reason = self._reason_of_precision(precision)
+        if reason:
+            raise UsageError(f"{self.name}: {reason}")
         return self.conversion_fusions, self.expected_fusions
 
     def build(self, network: Network) -> bytes:
@@ -108,6 +118,8 @@ class LiteRT:
             MissingRuntimeError: ai-edge-litert is not installed.
         """
         base.check(self, network)
+        if base.in_float16(network):
+            return self.build(network.of_type("float32")) + worker.FLOAT16_MARK
         shapes = base.tensor_shapes(network)
         try:
             from latency_lab.runtimes._tflite import Writer
@@ -131,7 +143,26 @@ class LiteRT:
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        return _reason_of_type(op) or _reason_of_kind(op) or _reason_of_geometry(op)
+        reason = self._reason_of_precision(op.dtype) if op.dtype == "float16" else _reason_of_type(op)
+        return reason or _reason_of_kind(op) or _reason_of_geometry(op)
+
+    def _reason_of_precision(self, precision: str) -> str | None:
+        """Why the device does not compute in a precision; None where it does."""
+        name, options = base.device_and_options("litert", self.device or "cpu")
+        if precision == "float16" and name != "gpu":
+            return "LiteRT computes float16 weights in float32. Ask for precision float32, or name litert:gpu."
+        if precision == "float16" and _forces_float32(options):
+            return "enforce_f32 computes in float32. Ask for precision float32, or leave the option out."
+        if precision == "float32" and name == "gpu" and not _forces_float32(options):
+            return (
+                "LiteRT's GPU accelerator computes in float16 unless it is told otherwise. Ask for precision float16, "
+                "or name litert:gpu,enforce_f32=1."
+            )
+        return None
+
+
+def _forces_float32(options: dict[str, str]) -> bool:
+    return options.get("enforce_f32", "").lower() in {"1", "true"}
 
 
 def _emit(writer: Writer, op: OpConfig, index: int, shape: base.Shape, operands: list[int]) -> int:
@@ -183,8 +214,6 @@ def _input_quantisation(network: Network, index: int) -> Quantisation | None:
 
 
 def _reason_of_type(op: OpConfig) -> str | None:
-    if op.dtype == "float16":
-        return "TFLite folds float16 weights to float32 on a CPU; float32 and int8 models are built, this is float16."
     if op.dtype not in {"float32", "int8"}:
         return f"only float32 and int8 models are built, this is {op.dtype}."
     if op.kind in CASTS and op.dtype != "int8":

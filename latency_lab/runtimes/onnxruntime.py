@@ -1,4 +1,5 @@
-"""ONNX Runtime: graphs as `keras.Model.export(format="onnx")` writes them, float32 or 8-bit, channels first inside."""
+"""ONNX Runtime: graphs as `keras.Model.export(format="onnx")` writes them, channels first inside: float32, 8-bit, or
+float16 for providers other than the CPU's."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
+from latency_lab.half import half_onnx
 from latency_lab.ops import CASTS, REORDERS, Network, OpConfig
 from latency_lab.runtimes import _openvino, base, worker
 from latency_lab.runtimes.base import INPUT_TRANSPOSE
@@ -15,6 +17,10 @@ _REORDER_STEP = 4
 """Only images of a multiple of this many channels are reordered."""
 _CONVS = ("conv2d", "depthwise_conv2d")
 _PROVIDER = "ExecutionProvider"
+_NO_HALF_ON_CPU = (
+    "ONNX Runtime's CPU provider computes float16 models in float32, between casts. Ask for precision float32, or name "
+    "another provider: onnxruntime:cuda, onnxruntime:webgpu, ..."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,10 @@ class OnnxRuntime:
             raise missing(error, "An ONNX file") or error from error
         if not self.provider:
             return _onnx_graph.build(network)
-        return _onnx_bare.build(base.in_context(self, network), channels_last=self._on_openvino)
+        whole = base.in_context(self, network)
+        if base.in_float16(network):
+            return half_onnx(_onnx_bare.build(whole.of_type("float32"), self._on_openvino))
+        return _onnx_bare.build(whole, self._on_openvino)
 
     def context_of(self, op: OpConfig) -> OpConfig | None:
         """On OpenVINO, a convolution before what takes the layout of its input."""
@@ -142,8 +151,10 @@ class OnnxRuntime:
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        if op.dtype not in {"float32", "int8"}:
-            return f"only float32 and int8 models are built, this is {op.dtype}."
+        if op.dtype == "float16" and not self.provider:
+            return _NO_HALF_ON_CPU
+        if op.dtype not in {"float32", "float16", "int8"}:
+            return f"only float32, float16 and int8 models are built, this is {op.dtype}."
         if self.provider and op.dtype == "int8":
             return "8-bit operations are built for the CPU; on another provider, .onnx files of 8 bits can be measured."
         if self.provider and op.kind in REORDERS:
@@ -166,11 +177,16 @@ class OnnxRuntime:
         An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else. OpenVINO
         has rules of its own.
 
+        Raises:
+            UsageError: of float16 on the CPU.
+
         Example:
             >>> from latency_lab import runtimes
             >>> "conv2d+relu" in runtimes.get("onnxruntime").fusions("int8")[0]
             True
         """
+        if precision == "float16" and not self.provider:
+            raise UsageError(f"onnxruntime: {_NO_HALF_ON_CPU}")
         if precision != "int8" and self._on_openvino:
             return self.conversion_fusions - {INPUT_TRANSPOSE}, _openvino.FUSIONS
         if precision != "int8":

@@ -1,4 +1,5 @@
-"""TensorFlow: frozen graphs as Keras models become them, float32, channels last; with or without XLA, on any device."""
+"""TensorFlow: frozen graphs as Keras models become them, float32 or float16, channels last; with or without XLA, on any
+device."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.freeze import needed
+from latency_lab.half import half_graphdef
 from latency_lab.ops import ACTIVATIONS, BINARY, CASTS, REORDERS, Network, OpConfig
 from latency_lab.runtimes import base
 
@@ -103,7 +105,13 @@ class TensorFlow:
         return TensorFlow(self.xla, f"{found[1].upper()}:{int(found[2] or 0)}")
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
-        """Merges before and on loading of models of this precision; only float32 ones are built."""
+        """Merges before and on loading of models of this precision.
+
+        Raises:
+            UsageError: it is int8.
+        """
+        if precision == "int8":
+            raise UsageError(f"{self.name} runs float32 and float16 networks: ask for one of these. Received: 'int8'")
         return self.conversion_fusions, self.expected_fusions
 
     def build(self, network: Network) -> bytes:
@@ -115,6 +123,8 @@ class TensorFlow:
             MissingRuntimeError: tensorflow is not installed.
         """
         base.check(self, network)
+        if base.in_float16(network):
+            return half_graphdef(self.build(network.of_type("float32")))
         shapes = base.tensor_shapes(network)
         try:
             import tensorflow as tf
@@ -137,10 +147,10 @@ class TensorFlow:
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        if op.dtype != "float32":
-            return f"only float32 models are built, this is {op.dtype}."
+        if op.dtype not in {"float32", "float16"}:
+            return f"only float32 and float16 models are built, this is {op.dtype}."
         if op.kind in REORDERS | CASTS:
-            return f"a float32 TensorFlow graph has no {op.kind}."
+            return f"a TensorFlow graph of floats has no {op.kind}."
         if op.broadcast == "innermost":
             return "TensorFlow keeps channels last here: a constant by channels is innermost already."
         padded = isinstance(op.padding, tuple) and any(map(any, op.padding))

@@ -24,6 +24,8 @@ _CONTEXT_SHARE, _CONTEXT_CHANNELS = 4, (8, 64)
 """What is before and after has a fourth of the channels, within these limits."""
 _LUTS = ("hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "tanh")
 """Activations that are one look-up, which the NPU does on the way out of a convolution."""
+_COPY = "concatenate+copy"
+"""Seen in what Vela 5.2 makes of concatenations: the copy takes the cycles of an average pooling of one position."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class Vela:
 
     @property
     def expected_fusions(self) -> frozenset[str]:
-        """Look-ups in the convolution that makes their operand."""
-        return frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS)
+        """Look-ups in the convolution that makes their operand, and copies of operands of concatenations."""
+        return frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS) | {
+            _COPY
+        }
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges by the converter and by Vela.

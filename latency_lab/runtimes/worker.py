@@ -156,8 +156,16 @@ class LiteRtModel(CalledModel):
 EDGE_TPU = "libedgetpu.so.1"
 
 
+FLOAT16_MARK = b"latency-lab float16"
+"""What ends a .tflite file that has to be computed in float16."""
+
+
 class LiteRtAcceleratedModel(CalledModel):
-    """A TFLite model on an accelerator of LiteRT's own. A run ends when its outputs are back."""
+    """A TFLite model on an accelerator of LiteRT's own. A run ends when its outputs are back.
+
+    The GPU computes in float16 unless it is told not to or has none: of a model with `FLOAT16_MARK`, the outputs have
+    to differ from those in float32.
+    """
 
     LIBRARIES = {"gpu": "libLiteRt*Accelerator.so", "npu": "vendors/*/dispatch/libLiteRtDispatch_*.so"}
     NEEDS = {
@@ -166,6 +174,7 @@ class LiteRtAcceleratedModel(CalledModel):
     }
     device = "gpu"
     one_thread = False
+    rounds = False
 
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
         from ai_edge_litert.compiled_model import CompiledModel
@@ -184,7 +193,23 @@ class LiteRtAcceleratedModel(CalledModel):
             buffer.write(_random(generator, detail["shape"], detail["dtype"]))
         details = self._model.get_output_tensor_details(signature).values()
         self._reads = [(int(np.prod(detail["shape"])), np.dtype(detail["dtype"]).type) for detail in details]
+        with open(path, "rb") as file:
+            marked = file.read().endswith(FLOAT16_MARK)
+        if marked and self.options.get("enforce_f32", "").lower() not in ("1", "true"):
+            self._see_that_it_rounds(path)
         settle(self.run)
+
+    def _see_that_it_rounds(self, path: str) -> None:
+        """Compare with float32, until one model of this worker's has differed."""
+        if not self.rounds:
+            exact = type("Exact", (LiteRtAcceleratedModel,), {"options": dict(self.options, enforce_f32="1")})
+            other = exact(path, 1, False)
+            type(self).rounds = any(np.any(a != b) for a, b in zip(self.run(), other.run()))
+            other.close()
+        if not self.rounds:
+            raise RuntimeError(
+                "this GPU computes in float32, not in float16: ask for precision float32 on litert:gpu,enforce_f32=1"
+            )
 
     @classmethod
     def _options(cls) -> Any:

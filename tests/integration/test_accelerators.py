@@ -4,6 +4,7 @@ A Vulkan driver without a GPU is SwiftShader, which Debian's chromium brings wit
 """
 
 import ctypes.util
+import dataclasses
 import json
 import os
 import shutil
@@ -233,6 +234,15 @@ def test_litert_runs_on_a_gpu_and_computes_what_the_cpu_does(vulkan, tmp_path):
         latency_lab.measure(paths["partly"], "litert:gpu", protocol=Protocol(rounds=1))
 
 
+def test_a_gpu_that_falls_back_from_float16_to_float32_is_found_out(vulkan, tmp_path):
+    op = dataclasses.replace(CONV, dtype="float16")
+    protocol = Protocol(rounds=1, processes=1, block_ms=1.0)
+    journal = latency_lab.profile([op], runtime="litert:gpu", journal=tmp_path / "j.jsonl", protocol=protocol)
+    assert journal.identity["precision"] == "float16"
+    if os.environ["VK_ICD_FILENAMES"] == str(SWIFTSHADER):
+        assert "computes in float32, not in float16: ask for precision float32" in journal.failures[op.key]
+
+
 def test_without_a_driver_a_gpu_fails_with_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("VK_ICD_FILENAMES", str(tmp_path / "none.json"))
     monkeypatch.setenv("VK_DRIVER_FILES", str(tmp_path / "none.json"))
@@ -257,8 +267,11 @@ def webgpu_python(tmp_path_factory):
 @pytest.mark.full
 def test_onnxruntime_runs_on_webgpu_and_computes_what_the_cpu_does(vulkan, webgpu_python, tmp_path):
     runtime = "onnxruntime:webgpu"
-    paths = write(tmp_path, runtime, conv=Network.of(CONV), partly=PARTLY, network=NETWORK)
+    halves = Network.of(CONV).of_type("float16")
+    paths = write(tmp_path, runtime, conv=Network.of(CONV), partly=PARTLY, network=NETWORK, halves=halves)
     hello, found = blocks(runtime, paths, webgpu_python)
+    if os.environ["VK_ICD_FILENAMES"] == str(SWIFTSHADER):
+        assert "requires f16 but the device does not support it" in found["halves"]["reason"]
     assert (hello["package"], hello["device"]) == ("onnxruntime-webgpu", "WebGpuExecutionProvider")
     for name in ("conv", "network"):
         assert found[name]["status"] == "ok", found[name]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency_lab.cost import FlopsCost, LatencyCost, ParamsCost, linearised_loss, worst_of
-from latency_lab.profiles import DeviceProfile
+from latency_lab.graph import ChannelGraph
+from latency_lab.profiles import DeviceProfile, load_profile
 from latency_lab.profiles.correction import NetworkCorrection
 from tests.unit.cost_nets import StepProfile, residual_net
 
@@ -67,3 +70,16 @@ def test_a_latency_is_a_few_graph_ops_whatever_the_network() -> None:
     function = tf.function(lambda w: LATENCY.value(w, keras.ops)).get_concrete_function(tf.TensorSpec([2], tf.float32))
     ops = [op.type for op in function.graph.get_operations() if op.type not in {"Const", "Placeholder", "Identity"}]
     assert len(ops) < 70, ops
+
+
+def test_a_copy_for_a_concatenation_has_the_channels_of_its_operand_at_all_widths():
+    inputs = keras.Input((8, 8, 3))
+    first = keras.layers.Conv2D(8, 3, padding="same")(inputs)
+    second = keras.layers.Conv2D(6, 3, padding="same")(first)
+    outputs = keras.layers.Conv2D(4, 1)(keras.layers.Concatenate()([first, second]))
+    graph = ChannelGraph.from_model(keras.Model(inputs, outputs))
+    profile = dataclasses.replace(load_profile("ethos-u55-128"), fusions=frozenset({"concatenate+copy"}))
+    cost = LatencyCost(graph, profile)
+    (copy,) = (k for k, name in enumerate(cost.ops) if name.startswith("avg_pool at "))
+    moved = [matrix @ (graph.full_widths // 2) for matrix in (cost.formula.in_map, cost.formula.out_map)]
+    assert [widths[copy] for widths in moved] == [4, 4]

@@ -15,6 +15,7 @@ from latency_lab.cli.main import main
 from latency_lab.convert import to_tflite
 from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
+from latency_lab.profiles import fuse
 from latency_lab.profiling import LocalWorker, worker_command
 
 RUNTIME = "vela:ethos-u55-128"
@@ -88,6 +89,21 @@ def test_estimates_are_exact(cycles, runtime, conv, whole):
     assert (cycles(Network.of(CONV), runtime), cycles(NET, runtime)) == (conv, whole)
 
 
+@pytest.mark.parametrize(
+    ("runtime", "whole", "copy"),
+    [("vela:ethos-u55-128", 91812, 37912), ("vela:ethos-u65-512", 27685, 9616), ("vela:ethos-u85-256", 75653, 19960)],
+)
+def test_an_operand_of_a_concatenation_that_something_else_reads_is_copied(cycles, runtime, whole, copy):
+    conv, both = OpConfig("conv2d", height=28, width=28, in_channels=16, out_channels=48, dtype="int8"), 96
+    join = OpConfig("concatenate", height=28, width=28, in_channels=both, out_channels=both, operands=2, dtype="int8")
+    nodes = [(conv, (-1,)), (conv.with_channels(48, 48), (0,)), (join, (0, 1)), (conv.with_channels(both, 16), (2,))]
+    assert cycles(Network(tuple(nodes)), runtime) == whole
+    kernels = fuse(Network(tuple(nodes)), runtimes.get(runtime).fusions("int8")[1])
+    found = {kernel.op.kind: cycles(Network.of(kernel.op), runtime) for kernel in kernels}
+    assert found["avg_pool"] == copy
+    assert sum(cycles(Network.of(kernel.op), runtime) for kernel in kernels) == pytest.approx(whole, rel=0.02)
+
+
 def test_the_clock_and_the_memory_are_those_of_the_configuration(start, tmp_path):
     """The same cycles of arithmetic at 200 and at 500 MHz; a slower clock waits less for memory."""
     path = tmp_path / "conv.tflite"
@@ -145,12 +161,41 @@ def test_a_file_is_measured_and_a_models_profile_predicts_it(python, tmp_path, c
     assert predicted == pytest.approx(measured["latency_ms"], rel=0.1)
 
 
+def small_net():
+    """A residual, a depthwise convolution, and a concatenation of which something else reads an operand."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((24, 24, 3))
+    x = layers.Conv2D(24, 3, strides=2, padding="same", activation="relu")(inputs)
+    y = layers.Conv2D(24, 3, padding="same", activation="relu")(x)
+    x = layers.Add()([x, layers.Conv2D(24, 3, padding="same")(y)])
+    x = layers.Concatenate()([x, layers.DepthwiseConv2D(3, padding="same", activation="relu")(x)])
+    x = layers.Conv2D(64, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("runtime", ["vela:ethos-u55-128", "vela:ethos-u85-256"])
+def test_a_network_narrowed_to_a_budget_meets_it_by_vela_s_own_figure(runtime, start, tmp_path):
+    model = small_net()
+    graph = latency_lab.ChannelGraph.from_model(model)
+    tasks = latency_lab.sweep(graph, runtime, "int8")
+    journal = latency_lab.profile(
+        tasks, runtime=runtime, journal=tmp_path / "j.jsonl", start_worker=lambda: start(runtime)
+    )
+    cost = latency_lab.LatencyCost(graph, latency_lab.fit_profile(journal))
+    for target in (1.0, 0.5):
+        slim = latency_lab.shrink(model, latency_lab.plan_structure(model, cost, target)) if target < 1 else model
+        file = tmp_path / "slim.tflite"
+        file.write_bytes(to_tflite(slim, precision="int8"))
+        found = latency_lab.measure(file, runtime, start_worker=lambda: start(runtime)).statistic.latency_ms
+        assert found == pytest.approx(target * cost.at(), rel=0.1)
+
+
 def test_float32_is_refused_with_what_to_ask_for(tmp_path, capsys):
     assert main(["profile", "--runtime", RUNTIME, "--precision", "float32", "-o", str(tmp_path / "p.json")]) == 2
     assert "ask for precision int8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512"])
+@pytest.mark.parametrize("name", ["ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256"])
 def test_a_shipped_profile_says_that_it_is_an_estimate(name):
     profile = latency_lab.load_profile(name)
     assert profile.environment["provenance"] == "estimated"

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import pytest
 
 import latency_lab as ll
-from latency_lab.profiling import Progress, Protocol, Task
+from latency_lab import runtimes
+from latency_lab.profiling import Journal, Progress, Protocol, Task
 from tests.unit.synthetic import chain, conv_tasks, network_ms, write_journal
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -57,7 +59,9 @@ def test_a_row_sets_both_predictions_beside_what_was_measured(devices, tmp_path)
     for width in (16, 32, 16):
         x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
     ms = network_ms(network, frozenset())
-    found = devices.row("c", ll.ChannelGraph.from_model(keras.Model(image, x)), profile, journal, [block(2 * ms)] * 4 + [block(3 * ms)])
+    found = devices.row(
+        "c", ll.ChannelGraph.from_model(keras.Model(image, x)), profile, journal, [block(2 * ms)] * 4 + [block(3 * ms)]
+    )
     assert found["measured_ms"] == pytest.approx(2 * ms, abs=1e-4)
     assert found["error"] == pytest.approx(-0.5, abs=0.05)
     assert found["error_held_out"] == pytest.approx(found["error"], abs=0.01)
@@ -142,3 +146,28 @@ def test_two_passes_have_a_share_each(devices, tmp_path):
     networks.between(Progress(2, 2, 0.0, 0.0))
     assert len(worker.asked) == 5
     networks.finish()
+
+
+def test_own_kernels_are_added_to_what_the_general_profile_measured(devices, monkeypatch, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+    network = chain([20, 40, 24])
+    path = tmp_path / "chain.tflite"
+    path.write_bytes(runtimes.get("litert").build(network))
+    journal = tmp_path / "profile.journal.jsonl"
+    general = write_journal(journal, [*conv_tasks(), *(Task(chain(w), "network") for w in WIDTHS)])
+    ll.fit_profile(general).save(tmp_path / "profile.json.gz")
+    asked = []
+
+    def measured(tasks, journal, on_progress, **_):
+        asked.extend(task for task in tasks if task.key not in general.tasks)
+        return write_journal(journal, asked)
+
+    monkeypatch.setattr(ll, "profile", measured)
+    worker = StandIn()
+    monkeypatch.setattr(benchmark, "LocalWorker", lambda *_: worker)
+    args = SimpleNamespace(runtime="litert", threads=1)
+    found = benchmark.own(args, "litert float32 1 thread", tmp_path, [({"name": "c", "family": "chain"}, path)])
+    assert [task.network.nodes[0][0].out_channels for task in asked] == [20, 40, 24]
+    assert found["kernels"] == found["networks"][0]["exact"] == 3
+    assert len(worker.asked) == Protocol().rounds
+    assert list(Journal.load(journal).tasks) == list(general.tasks)  # the general profile's own journal is as it was

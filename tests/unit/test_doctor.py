@@ -6,6 +6,7 @@ from latency_lab import runtimes
 from latency_lab.errors import MissingRuntimeError, UsageError
 from latency_lab.profiling import doctor
 from latency_lab.profiling.doctor import standing_warnings, timing_warnings
+from latency_lab.profiling.environment import samples
 
 QUIET = {"load": 0.1}
 GOOD = {"cores": 4, "governor": "performance", "quota_cores": None}
@@ -48,8 +49,20 @@ def test_each_reason_is_named_with_numbers_and_what_to_do():
 def test_lost_time_and_spread_are_seen():
     (lost,) = timing_warnings(FakeClock(0.5))
     assert "taken away for 50%" in lost
-    (spread,) = timing_warnings(FakeClock(1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+
+
+def test_slow_moments_are_seen_and_slow_samples_are_not():
+    moments = [1.0] * 12 + [0.5] * 3  # five of warm-up, then three in a row at a time
+    (spread,) = timing_warnings(FakeClock(*[1.0] * 5, *moments * 10))
     assert "2.00 times" in spread
+    assert timing_warnings(FakeClock(*[1.0] * 5, *[1.0, 1.3, 1.0] * 50)) == []
+
+
+def test_samples_are_taken_a_few_in_a_row_between_rests():
+    clock, order = FakeClock(1.0), []
+    wall_s, cpu_s = samples(lambda: order.append("s") or clock.wall(), clock.cpu, 6, lambda: order.append("rest"))
+    assert (len(wall_s), len(cpu_s)) == (6, 6)
+    assert "".join(order) == "s" * 10 + "rest" + "s" * 6 + "rest" + "s" * 6
 
 
 def test_a_runtime_that_does_not_start_is_reported_with_what_to_do():

@@ -111,3 +111,45 @@ def test_constants_of_the_image_are_innermost_before_an_export_transposes_it():
     assert spread(first, channels_first=False, exported=False) == ["scalar", "channels", "", "channels"]
     assert spread(network, channels_first=True, exported=False) == ["scalar", "channels", "", "channels"]
     assert spread(network, channels_first=False, exported=True) == ["scalar", "channels", "", "channels"]
+
+
+def concatenated(*nodes):
+    """Kernels of nodes (kind, channels out, inputs) under the rule of copies: (kind, channels, inputs) each."""
+    made, channels = [], {-1: 4}
+    for k, (kind, out, inputs) in enumerate(nodes):
+        total = sum(channels[i] for i in inputs) if kind == "concatenate" else channels[inputs[0]]
+        operands = len(inputs) if kind in {"concatenate", "add"} else 1
+        size = {"height": 8, "width": 8, "in_channels": total, "operands": operands, "dtype": "int8"}
+        made.append((OpConfig(kind, **size, out_channels=out), inputs))
+        channels[k] = out
+    found = fuse(Network(tuple(made)), {"concatenate+copy", "conv2d+relu"})
+    return [(kernel.op.kind, kernel.op.out_channels, kernel.inputs) for kernel in found]
+
+
+def test_an_operand_of_a_concatenation_alone_is_made_in_its_place():
+    nodes = [("conv2d", 8, (-1,)), ("conv2d", 6, (-1,)), ("concatenate", 14, (0, 1))]
+    assert concatenated(*nodes) == nodes
+
+
+def test_an_operand_that_something_else_reads_is_copied():
+    found = concatenated(("conv2d", 8, (-1,)), ("conv2d", 6, (0,)), ("concatenate", 14, (0, 1)), ("conv2d", 3, (2,)))
+    assert found == [
+        ("conv2d", 8, (-1,)),
+        ("conv2d", 6, (0,)),
+        ("avg_pool", 8, (0,)),
+        ("concatenate", 14, (2, 1)),
+        ("conv2d", 3, (3,)),
+    ]
+
+
+def test_a_concatenation_in_a_concatenation_and_an_operand_twice_are_copied():
+    found = concatenated(("conv2d", 8, (-1,)), ("concatenate", 16, (0, 0)), ("concatenate", 20, (1, -1)))
+    assert [(kind, channels) for kind, channels, _ in found] == [
+        ("conv2d", 8),
+        ("avg_pool", 8),
+        ("avg_pool", 8),
+        ("concatenate", 16),
+        ("avg_pool", 16),
+        ("concatenate", 20),
+    ]
+    assert found[-1][2] == (4, -1)

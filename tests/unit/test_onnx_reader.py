@@ -456,6 +456,20 @@ def test_half_precision(tmp_path):
     assert only(read_onnx(net.save(tmp_path, net.op("Relu", x)))).dtype == "float16"
 
 
+def test_weights_of_half_precision_behind_casts_are_weights(tmp_path):
+    def build(net, x):
+        weights = net.constant(np.full((6, 8, 3, 3), 0.1), np.float16)
+        bias = net.constant(np.ones(6), np.float16)
+        cast = [net.op("Cast", each, to=TensorProto.FLOAT) for each in (weights, bias)]
+        return net.op("Conv", x, *cast, kernel_shape=[3, 3])
+
+    graph = graph_of(tmp_path, build)
+    assert not graph.unknown
+    assert [(n.op.kind, n.op.out_channels, n.op.use_bias, n.op.dtype) for n in graph.nodes] == [
+        ("conv2d", 6, True, "float32")
+    ]
+
+
 # ---- shapes, constants, what is not known -------------------------------------------------------------------------
 
 

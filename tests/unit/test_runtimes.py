@@ -106,7 +106,7 @@ def image(kind, **more):
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (image("conv2d", dtype="float16"), "folds float16 weights to float32"),
+        (image("conv2d", dtype="float16"), "computes float16 weights in float32"),
         (image("quantize"), "is of dtype 'int8', this is float32"),
         (image("reorder_input"), "no operator that reorders"),
         (image("reorder_output"), "no operator that reorders"),
@@ -194,7 +194,7 @@ def test_litert_has_no_pools_with_given_pads():
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (OpConfig("dense", dtype="float16"), "only float32 and int8 models are built, this is float16."),
+        (OpConfig("dense", dtype="float16"), "computes float16 models in float32, between casts."),
         (OpConfig("quantize"), "a quantize has the dtype of its 8-bit side, int8; this is float32."),
         (OpConfig("reorder_input", in_channels=6, out_channels=6), "only at multiples of 4 channels."),
         (OpConfig("reorder_input", dtype="int8"), "8-bit operators have no blocked layout"),

@@ -46,7 +46,7 @@ def image(kind, **more):
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (image("conv2d", dtype="int8"), "only float32 models are built, this is int8"),
+        (image("conv2d", dtype="int8"), "only float32 and float16 models are built, this is int8"),
         (image("quantize"), "has no quantize"),
         (image("reorder_input"), "has no reorder_input"),
         (image("max_pool", kernel_size=(3, 3), padding=((0, 1), (0, 1))), "not by given counts"),
