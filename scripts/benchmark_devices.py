@@ -11,6 +11,9 @@ What `latency-lab profile --model` measures for the files of all ten together: t
 beginnings of the networks for the whole-network correction. The networks were chosen before any was measured. They are
 measured between the operations, as benchmark_accuracy.py does, and so is the file converted by accuracy_models.py.
 
+How steady the machine was is "slowest_round", the slowest round's minimum over the fastest one's, of each network, and
+"slowest_rounds" of the lone operations: the median and the 90th percentile of the same.
+
 Two errors of each: "error" is of the profile as it is; "error_held_out" with a correction that was fitted without the
 beginnings of this network. All goes on where it stopped, network by network; --runs names the folder that keeps it.
 """
@@ -143,6 +146,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "failed": dict(journal.failures),
         "rounds": args.rounds,
         "seconds": round(spent.seconds, 1),
+        "slowest_rounds": slowest_rounds(journal),
         "half_width": profile.network.half_width,
         **summary(rows),
         "networks": rows,
@@ -164,6 +168,7 @@ def row(
         "measured_ms": round(measured.latency_ms, 4),
         "unstable": measured.unstable,
         "rounds": measured.rounds,
+        "slowest_round": round(max(b["wall_ms"]["min"] for b in good) / min(b["wall_ms"]["min"] for b in good), 3),
         "predicted_ms": round(estimate.latency_ms, 4),
         "error": round(estimate.latency_ms / measured.latency_ms - 1, 4),
         "predicted_held_out_ms": round(apart, 4),
@@ -171,6 +176,14 @@ def row(
         "kernels": estimate.coverage["ops"],
         "kernels_measured": estimate.coverage["measured"],
     }
+
+
+def slowest_rounds(journal: Journal) -> dict[str, float]:
+    """How much longer a lone operation's slowest round took than its fastest: median and 90th percentile."""
+    lone = (blocks for key, blocks in journal.blocks.items() if journal.tasks[key].role == "op")
+    times = ([block["wall_ms"]["min"] for block in blocks] for blocks in lone)
+    ratios = [max(each) / min(each) for each in times]
+    return {"median": round(float(np.median(ratios)), 3), "p90": round(float(np.percentile(ratios, 90)), 3)}
 
 
 def held_out(name: str, profile: DeviceProfile, journal: Journal) -> DeviceProfile:

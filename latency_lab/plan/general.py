@@ -35,6 +35,8 @@ PROBE_SITES = (
     OpConfig("batch_norm", **_IMAGE),  # type: ignore[arg-type]
 )
 """Where channel steps are looked for."""
+CALL = OpConfig("activation", in_channels=4, out_channels=4, activation="relu")
+"""An operation that costs no more than its call."""
 
 
 def general_plan(
@@ -95,9 +97,14 @@ def refinement(profile: DeviceProfile, count: int = REFINED) -> tuple[Task, ...]
 
 
 def lone_and_whole(ops: Sequence[OpConfig], networks: Sequence[Network], runtime: str) -> tuple[Task, ...]:
-    """Tasks of operations and networks; every few operations with a cold cache where the runtime asks for it."""
-    chill = runtimes.get(runtime).times_kernels
-    lone = [Task(Network.of(op), "op", chill and i % COLD_EVERY == 0) for i, op in enumerate(dict.fromkeys(ops))]
+    """Tasks of operations and networks; every few operations with a cold cache where the runtime asks for it.
+
+    With them go the contexts of operations that have one, and where calls cost much an operation that costs no more.
+    """
+    engine = runtimes.get(runtime)
+    contexts = [context for op in ops if (context := engine.context_of(op)) is not None]
+    every = dict.fromkeys([*ops, *contexts, *([CALL] if engine.pays_for_calls else [])])
+    lone = [Task(Network.of(op), "op", engine.times_kernels and i % COLD_EVERY == 0) for i, op in enumerate(every)]
     return tasks_of([*lone, *(Task(network, "network") for network in dict.fromkeys(networks))])
 
 

@@ -2,7 +2,9 @@
 
 A rule is two words joined by "+": what a kernel is, and what it swallows. "conv2d+relu" puts the activation into
 the conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
-padding, and "conv2d+add" adds a residual inside of the conv.
+padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is
+swallowed costs nothing: it is another name of the same bytes. "scale+shift" makes a batch norm of a product and a sum
+with a number for each channel.
 
 Two rules add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
 "concatenate+copy": what makes an operand of a concatenation writes it to its place there, unless something else reads
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
+SCALE_SHIFT = "scale+shift"
 CONCATENATE_COPY = "concatenate+copy"
 ADDING = frozenset({INPUT_TRANSPOSE, CONCATENATE_COPY})
 """Rules that add kernels."""
@@ -167,6 +170,13 @@ def _merge(
 ) -> Kernel | None:
     """`kernel`, whose output `source` only node `index` reads, together with that node; None where no rule says so."""
     nodes = (*kernel.nodes, index)
+    if kernel.op.kind == "transpose" and f"transpose+{op.kind}" in fusions:
+        return Kernel(op, index, nodes, tuple(kernel.inputs[0] if i == source else i for i in inputs))
+    if op.kind in {"reshape", "flatten"} and f"{kernel.op.kind}+{op.kind}" in fusions:
+        return dataclasses.replace(kernel, nodes=nodes)
+    if SCALE_SHIFT in fusions and _by_channels(kernel.op, "multiply") and _by_channels(op, "add"):
+        size = (op.batch, op.height, op.width, op.in_channels, op.out_channels)
+        return Kernel(OpConfig("batch_norm", *size, dtype=op.dtype), kernel.main, nodes, kernel.inputs)
     bare = kernel.op.activation is None
     if op.kind == "activation" and bare and f"{kernel.op.kind}+{op.activation}" in fusions:
         return Kernel(dataclasses.replace(kernel.op, activation=op.activation), kernel.main, nodes, kernel.inputs)
@@ -182,3 +192,8 @@ def _merge(
         merged = dataclasses.replace(op, height=kernel.op.height, width=kernel.op.width, padding=(pads[0], pads[1]))
         return Kernel(merged, index, nodes, kernel.inputs)
     return None
+
+
+def _by_channels(op: OpConfig, kind: str) -> bool:
+    """Whether it is arithmetic of this kind with a constant for each channel, and no more."""
+    return op.kind == kind and op.operands == 1 and op.broadcast == "channels" and op.activation is None

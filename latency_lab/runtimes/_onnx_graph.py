@@ -23,7 +23,7 @@ CHANNELS_LAST = frozenset({"dense", "group_norm", "reshape", "channel_shuffle"})
 CHANNELS_FIRST = CONVS | POOLS | GLOBAL_POOLS | RESIZES | REORDERS | {"conv2d_transpose", "local_response_norm"}
 """Kinds that read and write images channels first. All others go with their operands."""
 _REORDERS = {"reorder_input": "ReorderInput", "reorder_output": "ReorderOutput"}
-_FIRST, _LAST = "first", "last"
+FIRST, LAST = "first", "last"
 _REFERENCES = 6
 """Small kernels beside a lone operation (`worker.KernelOverhead`)."""
 _FEW = 4
@@ -45,14 +45,14 @@ class _Graph:
     Runtime runs those channels last and moves what other operators cannot do in that layout.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, lone: bool | None = None) -> None:
         coded = any(op.dtype == "int8" for op, _ in network.nodes)
         self._network = network
         self._shapes = base.tensor_shapes(network)
         self._writer = QuantisedWriter() if coded else Writer()
         one = len(network.nodes) == 1
-        self._lone = one and (not coded or network.nodes[0][0].kind in CASTS)
-        self._between = one and not self._lone
+        self._lone = one and (not coded or network.nodes[0][0].kind in CASTS) if lone is None else lone
+        self._between = one and coded and not self._lone
         self._outputs: list[str] = []
         self._layouts: list[str] = []
         self._moved: dict[tuple[int, str], str] = {}
@@ -72,7 +72,7 @@ class _Graph:
             if op.activation in {"relu", "relu6"} and op.kind == "activation":
                 self._settle(sources[0], operands[0])
         self._outputs.append(self._written(i, operands, layout))
-        self._layouts.append(_FIRST if op.kind == "transpose" else layout)
+        self._layouts.append(FIRST if op.kind == "transpose" else layout)
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -81,8 +81,8 @@ class _Graph:
             name, shape, op = self._outputs[i], self._shapes.outputs[i], self._network.nodes[i][0]
             layout = self._layouts[i]
             if self._between and len(shape) == 4 and op.kind != "transpose":
-                name, shape, layout = self._to_convolution(name, shape, layout), (*shape[:-1], 1), _FIRST
-            if len(shape) > 2 and op.kind != "transpose" and layout == _FIRST:
+                name, shape, layout = self._to_convolution(name, shape, layout), (*shape[:-1], 1), FIRST
+            if len(shape) > 2 and op.kind != "transpose" and layout == FIRST:
                 if self._lone:
                     shape = _channels_first(shape)
                     shape = (shape[0], _FEW, *shape[2:]) if op.kind == "reorder_input" else shape
@@ -104,7 +104,7 @@ class _Graph:
         op, sources = self._network.nodes[i]
         name = f"op{i}"
         if op.kind == "transpose":  # what is channels first inside is so already
-            if layout == _FIRST and sources[0] >= 0:
+            if layout == FIRST and sources[0] >= 0:
                 return self._writer.node("Identity", operands, name)
             return self._writer.node("Transpose", operands, name, perm=_to_first(4))
         if op.kind in REORDERS:
@@ -116,7 +116,7 @@ class _Graph:
             return self._writer.dequantise(operands[0], name)
         ranks = [len(self._shapes.of(source)) for source in sources]
         exported = len(self._network.nodes) > 1
-        return Node(self._writer, op, i, self._shapes.outputs[i], ranks, layout == _FIRST, exported).emit(operands)
+        return Node(self._writer, op, i, self._shapes.outputs[i], ranks, layout == FIRST, exported).emit(operands)
 
     def _settle(self, source: int, name: str) -> None:
         """Round what a ReLU reads where something else reads it as well, or where the ReLU is to be timed."""
@@ -130,13 +130,13 @@ class _Graph:
         """The layout that node i works in."""
         op, sources = self._network.nodes[i]
         if is_channels_last(op):
-            return _LAST
+            return LAST
         if op.kind == "transpose":
-            return self._layouts[sources[0]] if sources[0] >= 0 else _LAST
+            return self._layouts[sources[0]] if sources[0] >= 0 else LAST
         if op.kind in BINARY and op.operands == 1 and sources[0] < 0 and not self._lone:
-            return _LAST  # an export transposes an image after arithmetic with constants
+            return LAST  # an export transposes an image after arithmetic with constants
         known = {self._layouts[s] for s in sources if s >= 0 and len(self._shapes.of(s)) > 2}
-        return _LAST if known == {_LAST} and op.kind not in CHANNELS_FIRST else _FIRST
+        return LAST if known == {LAST} and op.kind not in CHANNELS_FIRST else FIRST
 
     def _operand(self, i: int, source: int, layout: str) -> str:
         """The tensor that node i reads, in this layout."""
@@ -148,11 +148,11 @@ class _Graph:
             return self._from_blocked(source, found)
         if self._between and rank == 4:
             return self._from_convolution(source, found, layout)
-        has = self._layouts[source] if source >= 0 else layout if self._lone else _LAST
+        has = self._layouts[source] if source >= 0 else layout if self._lone else LAST
         if has == layout:
             return found
         if (source, layout) not in self._moved:
-            perm = _to_first(rank) if layout == _FIRST else _to_last(rank)
+            perm = _to_first(rank) if layout == FIRST else _to_last(rank)
             name = f"context_{found}" if source < 0 else f"context_{layout}{source}"
             self._moved[source, layout] = self._writer.context("Transpose", [found], name, perm=perm)
         return self._moved[source, layout]
@@ -189,13 +189,13 @@ class _Graph:
         kernel = np.ones((self._shapes.of(source)[-1], 1, 1, 1), np.float32)
         weights = self._writer.constant(f"context.before_{raw}", kernel)
         data = self._writer.node("Conv", [data, weights], f"context_conv_{raw}", kernel_shape=[1, 1])
-        if layout == _FIRST:
+        if layout == FIRST:
             return data
         return self._writer.context("Transpose", [data], f"op0_{raw}_last", perm=_to_last(4))
 
     def _to_convolution(self, name: str, shape: base.Shape, layout: str) -> str:
         """The output of the operation, read by an 8-bit convolution of the context to one channel."""
-        if layout == _LAST:
+        if layout == LAST:
             name = self._writer.context("Transpose", [name], "op0_first", perm=_to_first(4))
         mean = np.full((1, shape[-1], 1, 1), 1 / shape[-1], np.float32)
         weights = self._writer.constant("context.after", mean)

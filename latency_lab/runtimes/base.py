@@ -69,6 +69,11 @@ class Runtime(Protocol):
         """Whether a lone operation's time is that of its kernels alone, from the runtime's own profile."""
         ...
 
+    @property
+    def pays_for_calls(self) -> bool:
+        """Whether a lone operation's time is that of a call which may cost more than the operation."""
+        ...
+
     def build(self, network: Network) -> bytes:
         """Bytes of a model file of this network, its weights made up.
 
@@ -76,6 +81,10 @@ class Runtime(Protocol):
             UnsupportedOpError: an operation cannot be built.
             MissingRuntimeError: the package that writes the format is not installed.
         """
+        ...
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """What the model of this operation alone has before it, to be taken off its time; None: nothing."""
         ...
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
@@ -112,6 +121,12 @@ def device_and_options(runtime: str, device: str) -> tuple[str, dict[str, str]]:
         return worker.device_and_options(device)
     except ValueError as error:
         raise UsageError(f"Invalid device in runtime={runtime}:{device}. {error}") from None
+
+
+def in_context(runtime: Runtime, network: Network) -> Network:
+    """A lone operation behind its context (`Runtime.context_of`), where it has one; any other network as it is."""
+    context = runtime.context_of(network.nodes[0][0]) if len(network.nodes) == 1 else None
+    return network if context is None else Network(((context, (-1,)), (network.nodes[0][0], (0,))), network.name)
 
 
 def check(runtime: Runtime, network: Network) -> None:

@@ -70,6 +70,11 @@ class LiteRT:
         """ "litert", with ":" and the device where it is not the CPU."""
         return f"litert:{self.device}" if self.device else "litert"
 
+    @property
+    def pays_for_calls(self) -> bool:
+        """On an accelerator."""
+        return bool(self.device)
+
     def on(self, device: str) -> LiteRT:
         """The same runtime on a device.
 
@@ -131,6 +136,10 @@ class LiteRT:
             outputs.append(_emit(writer, op, i, shapes.outputs[i], operands))
             writer.rename(outputs[-1], f"op{i}")
         return writer.to_bytes(inputs, [outputs[i] for i in network.outputs])
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """Nothing."""
+        return None
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

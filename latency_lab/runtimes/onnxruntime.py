@@ -10,7 +10,7 @@ from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.half import half_onnx
 from latency_lab.ops import CASTS, REORDERS, Network, OpConfig
-from latency_lab.runtimes import base, worker
+from latency_lab.runtimes import _openvino, base, worker
 from latency_lab.runtimes.base import INPUT_TRANSPOSE
 
 _REORDER_STEP = 4
@@ -28,7 +28,9 @@ class OnnxRuntime:
     """Builds .onnx files.
 
     **Provider.** All that follows but the form of networks is of the CPU's. Another provider's time is that of the
-    call, so the model of a lone operation has nothing around it: images come and go channels first.
+    call, so the model of a lone operation has nothing around it: images come and go channels first. OpenVINO computes
+    channels last on a CPU, so there they come and go channels last, with Transposes that cost nothing, as in a network;
+    and what takes the layout of its input stands behind a convolution (`_openvino`).
 
     **Layout.** The model of a lone float32 operation takes and gives images channels first; a "transpose" takes them
     channels last, and so do the kinds in `_onnx_graph.CHANNELS_LAST`, which give them so too. A network of several,
@@ -88,6 +90,17 @@ class OnnxRuntime:
         """On the CPU."""
         return not self.provider
 
+    @property
+    def pays_for_calls(self) -> bool:
+        """On all others."""
+        return bool(self.provider)
+
+    @property
+    def _on_openvino(self) -> bool:
+        """Whether it is OpenVINO on a CPU; what it does elsewhere was not seen."""
+        provider, options = worker.device_and_options(self.provider)
+        return provider == _openvino.PROVIDER and options.get("device_type", "CPU").startswith("CPU")
+
     def on(self, device: str) -> OnnxRuntime:
         """The same runtime on an execution provider.
 
@@ -125,9 +138,16 @@ class OnnxRuntime:
             from latency_lab.runtimes import _onnx_bare, _onnx_graph
         except ModuleNotFoundError as error:
             raise missing(error, "An ONNX file") or error from error
+        if not self.provider:
+            return _onnx_graph.build(network)
+        whole = base.in_context(self, network)
         if base.in_float16(network):
-            return half_onnx(_onnx_bare.build(network.of_type("float32")))
-        return _onnx_bare.build(network) if self.provider else _onnx_graph.build(network)
+            return half_onnx(_onnx_bare.build(whole.of_type("float32"), self._on_openvino))
+        return _onnx_bare.build(whole, self._on_openvino)
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """On OpenVINO, a convolution before what takes the layout of its input."""
+        return _openvino.context_of(op) if self._on_openvino else None
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
@@ -154,7 +174,8 @@ class OnnxRuntime:
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges before and on loading (`conversion_fusions`, `expected_fusions`) of models of this precision.
 
-        An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else.
+        An 8-bit operator does the work of a ReLU behind it when it rounds its output, and merges nothing else. OpenVINO
+        has rules of its own.
 
         Raises:
             UsageError: of float16 on the CPU.
@@ -166,6 +187,8 @@ class OnnxRuntime:
         """
         if precision == "float16" and not self.provider:
             raise UsageError(f"onnxruntime: {_NO_HALF_ON_CPU}")
+        if precision != "int8" and self._on_openvino:
+            return self.conversion_fusions - {INPUT_TRANSPOSE}, _openvino.FUSIONS
         if precision != "int8":
             return self.conversion_fusions, self.expected_fusions
         rounded = {f"{kind}+{activation}" for kind in _ROUNDED for activation in ("relu", "relu6")}

@@ -73,6 +73,11 @@ class TensorFlow:
         return False
 
     @property
+    def pays_for_calls(self) -> bool:
+        """Not so much that the whole-network correction would not see it."""
+        return False
+
+    @property
     def conversion_fusions(self) -> frozenset[str]:
         """What freezing merges: batch norms into the kernels before them."""
         return _CONVERSION
@@ -135,6 +140,10 @@ class TensorFlow:
                 outputs.append(Node(op, i, shapes.outputs[i]).emit(operands))
             last = [tf.identity(outputs[i], f"output{k}").op.name for k, i in enumerate(network.outputs)]
         return bytes(needed(graph.as_graph_def(), last).SerializeToString())
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """Nothing."""
+        return None
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

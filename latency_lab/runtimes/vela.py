@@ -44,6 +44,7 @@ class Vela:
     target: str = ""
     suffix = ".tflite"
     times_kernels = True
+    pays_for_calls = False
 
     def on(self, target: str) -> Vela:
         """The same for another target; "" is Vela's default.
@@ -96,6 +97,10 @@ class Vela:
             return _LITERT.build(network)
         wrapped, before, after = in_context(network.nodes[0][0])
         return _LITERT.build(wrapped) + context_mark(before, after)
+
+    def context_of(self, op: OpConfig) -> OpConfig | None:
+        """Nothing."""
+        return None
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

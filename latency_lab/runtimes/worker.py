@@ -397,8 +397,7 @@ class OnnxRuntimeProviderModel(CalledModel):
     one_thread = False
 
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
-        own = {"num_of_threads": str(threads)} if self.provider == "OpenVINOExecutionProvider" else {}
-        self._session = onnx_session(path, threads, True, (self.provider, {**own, **self.options}))
+        self._session = onnx_session(path, threads, True, (self.provider, self.provider_options(threads)))
         self.run = onnx_run(self._session, onnx_inputs(self._session), self._MEMORY.get(self.provider, "cpu"))
         try:
             self.run()
@@ -407,6 +406,14 @@ class OnnxRuntimeProviderModel(CalledModel):
         except BaseException:
             self.close()  # in order: a binding that outlives its session is a crash
             raise
+
+    @classmethod
+    def provider_options(cls, threads: int) -> dict[str, str]:
+        """What the provider is told: its own threads, and on a CPU to compute a float32 model in float32."""
+        if cls.provider != "OpenVINOExecutionProvider":
+            return cls.options
+        exact = {"precision": "FP32"} if cls.options.get("device_type", "CPU").startswith("CPU") else {}
+        return {"num_of_threads": str(threads), **exact, **cls.options}
 
     def close(self) -> None:
         """Frees the model."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from latency_lab import runtimes
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import fuse
 from latency_lab.profiling import Journal, Protocol, Task
@@ -26,14 +27,20 @@ def op_ms(op):
     return 1e-3 + 2e-6 * stepped / 50 + 1e-6 * (op.input_bytes + op.output_bytes) / 20
 
 
+def lone_ms(op, runtime):
+    """With what the runtime has before the operation."""
+    context = runtimes.get(runtime).context_of(op)
+    return op_ms(op) + (op_ms(context) if context else 0.0)
+
+
 def network_ms(network, fusions):
     ops = [kernel.op for kernel in fuse(network, fusions)]
     return A * sum(map(op_ms, ops)) + B_MS * len(ops)
 
 
-def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0):
+def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0, runtime="litert"):
     """Five equal rounds of every task, exact but for what the formula says; a lone operation costs a call more."""
-    journal = Journal.resume(path, IDENTITY, Protocol())
+    journal = Journal.resume(path, {**IDENTITY, "runtime": runtime}, Protocol())
     for round_ in range(5):
         for task in tasks:
             if task.key in failures:
@@ -41,7 +48,7 @@ def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0):
                     journal.append({"key": task.key, "round": 0, "status": "failed", "reason": "it cannot"}, task)
                 continue
             alone = task.role == "op"
-            ms = op_ms(task.network.nodes[0][0]) + call_ms if alone else network_ms(task.network, fusions)
+            ms = lone_ms(task.network.nodes[0][0], runtime) + call_ms if alone else network_ms(task.network, fusions)
             ms *= 1 + 0.002 * round_
             summary = {"min": ms, "deciles": [ms] * 9, "median": ms}
             line = {"key": task.key, "round": round_, "status": "ok", "count": 5, "repeats": 1}

@@ -59,11 +59,15 @@ def test_a_row_sets_both_predictions_beside_what_was_measured(devices, tmp_path)
     for width in (16, 32, 16):
         x = keras.layers.Conv2D(width, 3, padding="same", activation="relu")(x)
     ms = network_ms(network, frozenset())
-    found = devices.row("c", ll.ChannelGraph.from_model(keras.Model(image, x)), profile, journal, [block(2 * ms)] * 5)
+    found = devices.row(
+        "c", ll.ChannelGraph.from_model(keras.Model(image, x)), profile, journal, [block(2 * ms)] * 4 + [block(3 * ms)]
+    )
     assert found["measured_ms"] == pytest.approx(2 * ms, abs=1e-4)
     assert found["error"] == pytest.approx(-0.5, abs=0.05)
     assert found["error_held_out"] == pytest.approx(found["error"], abs=0.01)
     assert found["kernels"] == 3
+    assert found["slowest_round"] == 1.5
+    assert devices.slowest_rounds(journal) == {"median": 1.008, "p90": 1.008}
     assert devices.row("c", None, profile, journal, [{"status": "failed", "reason": "no"}]) == {
         "name": "c",
         "failed": "no",

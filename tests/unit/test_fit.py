@@ -4,12 +4,14 @@ import json
 import numpy as np
 import pytest
 
+from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
 from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, leave_one_out
-from latency_lab.fitting.points import Measured
+from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
+from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
 from latency_lab.profiling import Task
 from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
@@ -73,6 +75,43 @@ def test_what_a_call_costs_is_taken_off_the_kernels_of_a_network(tmp_path):
     found = fit_profile(write_journal(tmp_path / "npu.jsonl", tasks, call_ms=0.02)).network
     assert found.b_ms == pytest.approx(-0.02, abs=0.003)
     assert found.half_width < 0.05
+
+
+def test_where_calls_cost_more_than_the_work_the_cheapest_operation_says_how_much(tmp_path):
+    rng = np.random.default_rng(1)
+    networks = [chain(rng.integers(4, 64, rng.integers(2, 9))) for _ in range(24)]
+    tasks = [*conv_tasks(), *(Task(network, "network") for network in networks)]
+    runtime, call_ms, cheap = "onnxruntime:OpenVINOExecutionProvider", 0.5, Task(Network.of(CALL))
+    profile = fit_profile(write_journal(tmp_path / "npu.jsonl", [*tasks, cheap], call_ms=call_ms, runtime=runtime))
+    conv = CONV.with_channels(32, 17)
+    assert profile.predict([conv])[0].latency_ms == pytest.approx(op_ms(conv) - op_ms(CALL))
+    unseen = chain([30, 40, 50])
+    assert profile.latency_ms([op for op, _ in unseen.nodes]) == pytest.approx(network_ms(unseen, ()), rel=0.05)
+    plain = fit_profile(write_journal(tmp_path / "cpu.jsonl", [*tasks, cheap], call_ms=call_ms))
+    assert plain.predict([conv])[0].latency_ms == pytest.approx(op_ms(conv) + call_ms)
+
+
+def test_what_stands_before_a_lone_operation_is_taken_off(tmp_path):
+    runtime = "onnxruntime:OpenVINOExecutionProvider"
+    pools = [OpConfig("max_pool", height=14, width=14).with_channels(c, c) for c in (16, 32, 48)]
+    contexts = [runtimes.get(runtime).context_of(pool) for pool in pools]
+    ops = [CALL, *pools, *contexts[:2]]
+    journal = write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops], call_ms=0.01, runtime=runtime)
+    found = {m.op: m.point.latency_ms for m in measured_ops(journal)}
+    assert set(found) == {*ops} - {pools[2]}, "nothing says what its context takes"
+    assert found[contexts[0]] == pytest.approx(op_ms(contexts[0]) - op_ms(CALL))
+    for pool in pools[:2]:
+        assert found[pool] == pytest.approx(op_ms(pool))
+
+
+def test_a_call_never_takes_all_of_an_operation(tmp_path):
+    runtime, conv = "onnxruntime:CUDAExecutionProvider", CONV.with_channels(32, 17)
+    journal = write_journal(
+        tmp_path / "j.jsonl", [Task(Network.of(op)) for op in (CALL, conv)], call_ms=1.0, runtime=runtime
+    )
+    cheap = next(m.point for m in measured_ops(journal) if m.op == CALL)
+    assert cheap.latency_ms == pytest.approx(LEAST_SHARE * (1.0 + op_ms(CALL)))
+    assert cheap.low_ms <= cheap.latency_ms <= cheap.high_ms
 
 
 def test_weights_beyond_the_cache_are_not_charged_again():

@@ -54,6 +54,33 @@ def test_a_pad_becomes_the_convs_own_padding():
     assert (kernel.main, kernel.nodes) == (1, (0, 1))
 
 
+def test_a_transpose_is_another_name_of_the_bytes_where_a_rule_says_so():
+    moved = OpConfig("transpose", **IMAGE, in_channels=4, out_channels=4)
+    network = Network(((moved, (-1,)), (CONV, (0,)), (RELU, (1,)), (moved, (2,)), (ADD, (-2, 3))))
+    kernels = fuse(network, {*RULES, "transpose+conv2d", "transpose+add"})
+    assert [(k.op.kind, k.nodes, k.main) for k in kernels] == [("conv2d", (0, 1, 2), 1), ("add", (3, 4), 4)]
+    assert [k.inputs for k in kernels] == [(-1,), (-2, 0)]
+    assert len(fuse(network, RULES)) == 4
+    flat = OpConfig("flatten", **IMAGE, in_channels=4, out_channels=256)
+    (kernel,) = fuse(Network(((CONV, (-1,)), (flat, (0,)))), {"conv2d+flatten"})
+    assert (kernel.op, kernel.main, kernel.nodes) == (CONV, 0, (0, 1))
+    shared = Network(((moved, (-1,)), (CONV, (0,)), (ADD, (0, 1))))
+    assert [k.op.kind for k in fuse(shared, {"transpose+conv2d", "transpose+add"})] == ["transpose", "conv2d", "add"]
+
+
+def test_a_scale_and_a_shift_of_channels_are_a_batch_norm_where_a_rule_says_so():
+    by = {**IMAGE, "in_channels": 4, "out_channels": 4, "broadcast": "channels"}
+    scale, shift = OpConfig("multiply", **by), OpConfig("add", **by)
+    network = Network(((scale, (-1,)), (shift, (0,)), (RELU, (1,)), (CONV, (2,))))
+    kernels = fuse(network, {"scale+shift", "batch_norm+relu"})
+    assert [(k.op.kind, k.op.activation, k.nodes) for k in kernels] == [
+        ("batch_norm", "relu", (0, 1, 2)),
+        ("conv2d", None, (3,)),
+    ]
+    assert len(fuse(network, {"batch_norm+relu"})) == 4
+    assert [k.op.kind for k in fuse(Network(((scale, (-1,)), (ADD, (0, -1)))), {"scale+shift"})] == ["multiply", "add"]
+
+
 def test_a_runtime_that_works_channels_first_transposes_each_image_once():
     kernels = fuse(RESIDUAL, RULES | {"input+transpose"})
     assert [k.op.kind for k in kernels] == ["transpose", "conv2d", "conv2d", "add"]

@@ -1,6 +1,7 @@
 import dataclasses
 from collections import Counter
 
+import keras
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from latency_lab.graph.generate import random_network
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan import general_plan, model_plan, passes, refinement
 from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
+from latency_lab.plan.general import CALL
 from latency_lab.plan.networks import beginning, ends
 from latency_lab.plan.rules import merges
 from tests.unit.onnx_nets import OnnxNet
@@ -102,6 +104,37 @@ def test_drawn_operations_keep_their_bounds_and_are_the_same_each_time():
 def test_activations_are_drawn_as_the_runtime_merges_them():
     drawn = draw_ops(np.random.default_rng(0), {"conv2d+tanh"}, everything, share=0.1)
     assert {op.activation for op in drawn if op.kind == "conv2d"} == {None, "tanh"}
+
+
+def test_where_calls_cost_much_an_operation_that_costs_no_more_is_measured():
+    def lone(runtime):
+        graph = ChannelGraph.from_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3)]))
+        return [task.network.nodes[0][0] for task in model_plan([graph], runtime) if task.role == "op"]
+
+    assert CALL in lone("onnxruntime:cuda")
+    assert CALL not in lone("onnxruntime")
+    assert CALL not in lone("litert")
+
+
+def test_contexts_of_operations_are_measured():
+    graph = ChannelGraph.from_model(
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.MaxPooling2D()])
+    )
+    lone = {t.network.nodes[0][0] for t in model_plan([graph], "onnxruntime:openvino") if t.role == "op"}
+    pools = [op for op in lone if op.kind == "max_pool"]
+    assert pools
+    assert {runtimes.get("onnxruntime:openvino").context_of(op) for op in pools} <= lone
+
+
+def test_a_plan_for_openvino_measures_what_it_merges_as_one():
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, use_bias=False)(image)
+    x = keras.layers.Activation("hard_swish")(keras.layers.BatchNormalization()(x))
+    graph = ChannelGraph.from_model(keras.Model(image, x))
+    tasks = model_plan([graph], "onnxruntime:openvino")
+    lone = [task.network.nodes[0][0] for task in tasks if task.role == "op"]
+    assert any(op.kind == "conv2d" and op.activation == "hard_swish" and op.out_channels == 8 for op in lone)
+    assert "transpose" not in {op.kind for op in lone}
 
 
 def test_kinds_that_a_runtime_does_not_build_are_left_out():

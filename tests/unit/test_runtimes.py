@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 
 from latency_lab import runtimes
@@ -257,3 +258,55 @@ def test_other_providers_time_the_call_and_take_no_8_bit_operations():
     reorder = OpConfig("reorder_input", height=8, width=8, in_channels=8, out_channels=8)
     assert cpu.reason_unsupported(reorder) is None
     assert "only the CPU" in cuda.reason_unsupported(reorder)
+
+
+def shapes_of_file(data):
+    """Shapes of the inputs and outputs of an .onnx file, and the types of its nodes."""
+    graph = onnx.load_from_string(data).graph
+    inputs, outputs = (
+        [tuple(d.dim_value for d in value.type.tensor_type.shape.dim) for value in values]
+        for values in (graph.input, graph.output)
+    )
+    return inputs, outputs, [node.op_type for node in graph.node]
+
+
+def test_a_lone_operation_on_openvino_comes_and_goes_channels_last_as_in_a_network():
+    openvino, cuda = runtimes.get("onnxruntime:openvino"), runtimes.get("onnxruntime:cuda")
+    residual = image("conv2d", kernel_size=(1, 1), residual=True)
+    inputs, outputs, kinds = shapes_of_file(openvino.build(Network.of(residual)))
+    assert (inputs, outputs) == ([(1, 8, 8, 6)] * 2, [(1, 8, 8, 6)])
+    assert kinds.count("Transpose") == 3
+    inputs, outputs, kinds = shapes_of_file(cuda.build(Network.of(residual)))
+    assert (inputs, outputs) == ([(1, 6, 8, 8)] * 2, [(1, 6, 8, 8)])
+    assert "Transpose" not in kinds
+    inputs, _, kinds = shapes_of_file(openvino.build(Network.of(image("add", operands=2))))
+    assert (inputs, kinds) == ([(1, 8, 8, 6)] * 2, ["Add"])
+    two = Network(((residual, (-1, -2)), (residual, (0, -2))))
+    assert openvino.build(two) == cuda.build(two)
+
+
+@pytest.mark.parametrize("op", [POOL, image("max_pool"), image("pad", padding=((1, 1), (1, 1)))])
+def test_what_takes_the_layout_of_its_input_stands_behind_a_convolution_on_openvino(op):
+    openvino, cuda = runtimes.get("onnxruntime:openvino"), runtimes.get("onnxruntime:cuda")
+    context = openvino.context_of(op)
+    assert (context.kind, context.in_channels, context.out_channels) == ("conv2d", 1, op.in_channels)
+    inputs, _, kinds = shapes_of_file(openvino.build(Network.of(op)))
+    assert inputs == [(1, 8, 8, 1)]
+    assert kinds.count("Conv") == 1
+    assert cuda.context_of(op) is None
+    assert openvino.context_of(CONV) is None
+
+
+def test_openvino_merges_by_rules_of_its_own():
+    plain, cuda = runtimes.get("onnxruntime"), runtimes.get("onnxruntime:cuda")
+    on_gpu = runtimes.get("onnxruntime:openvino,device_type=GPU")
+    before, on_loading = runtimes.get("onnxruntime:openvino").fusions("float32")
+    assert {"conv2d+hard_swish", "depthwise_conv2d+silu", "multiply+relu", "transpose+conv2d"} <= on_loading
+    assert base.INPUT_TRANSPOSE not in before
+    assert "conv2d+add" not in on_loading
+    assert runtimes.get("onnxruntime:openvino,device_type=CPU").fusions("float32") == (before, on_loading)
+    assert on_gpu.fusions("float32") == cuda.fusions("float32")
+    assert on_gpu.context_of(POOL) is None
+    assert cuda.fusions("float32") == plain.fusions("float32")
+    assert "conv2d+hard_swish" not in plain.fusions("float32")[1]
+    assert [runtime.pays_for_calls for runtime in (plain, cuda, on_gpu)] == [False, True, True]

@@ -310,3 +310,13 @@ def test_loaders_on_devices():
     assert (on("GPU").device, on("npu").device) == ("gpu", "npu")
     assert worker.LOADERS["onnxruntime"].on("cpu") is worker.OnnxRuntimeModel
     assert worker.LOADERS["onnxruntime"].on("cuda,device_id=1").options == {"device_id": "1"}
+
+
+def test_openvino_is_told_to_compute_float32_models_in_float32_on_a_cpu():
+    def told(name):
+        return worker.OnnxRuntimeModel.on(name).provider_options(2)
+
+    assert told("openvino") == {"num_of_threads": "2", "precision": "FP32"}
+    assert told("openvino,precision=ACCURACY") == {"num_of_threads": "2", "precision": "ACCURACY"}
+    assert told("openvino,device_type=NPU") == {"num_of_threads": "2", "device_type": "NPU"}
+    assert told("cuda,device_id=1") == {"device_id": "1"}
