@@ -216,15 +216,22 @@ def text(found: Mapping[str, Any]) -> str:
     profile, settings = found["profiles"]["cpu"], found["settings"]
     parts = [f"settings {settings}; LiteRT profile {profile['name']} ({profile['digest']})"]
     for net in (net for net in NAMES if any(entry["net"] == net for entry in found["cells"])):
-        parts += [f"{net}: mean [least, largest] of {SEEDS[net]} seeds" if SEEDS[net] > 1 else net]
+        parts += [_headline(net, len(results.of_seeds(net, "seed")))]
         parts += [networks_table(results, net), f"{net}, LiteRT at equal accuracy", equal_table(results, net)]
-    parts += [f"{ROOFLINE_NET} on a V100 by its datasheet, predicted only", roofline_table(results)]
+    if results.of_seeds(ROOFLINE_NET, "seed"):
+        parts += [f"{ROOFLINE_NET} on a V100 by its datasheet, predicted only", roofline_table(results)]
     if found["missing"]:
         parts.append(f"missing: {', '.join(found['missing'])}")
     unmeasured = [e["key"] for e in found["cells"] if e["device"] == "cpu" and "measured" not in e]
     if unmeasured:
         parts.append(f"not measured: {', '.join(unmeasured)}")
     return "\n\n".join(parts)
+
+
+def _headline(net: str, seeds: int) -> str:
+    if SEEDS[net] == 1:
+        return net
+    return f"{net}: mean [least, largest] of {seeds} seeds" if seeds > 1 else f"{net}: one seed of {SEEDS[net]}"
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
