@@ -93,7 +93,7 @@ def root_mean_square(weights: Any, axes: tuple[int, ...]) -> Any:
     count = math.prod(weights.shape[axis] for axis in axes)
     spread = [1 if axis in axes else size for axis, size in enumerate(weights.shape)]
 
-    @ops.custom_gradient
+    @ops.custom_gradient  # type: ignore[untyped-decorator]
     def size(weights: Any) -> tuple[Any, Any]:
         root = ops.sqrt(_sum_of_squares(weights, axes) / count)
 
