@@ -103,7 +103,8 @@ def lone_and_whole(ops: Sequence[OpConfig], networks: Sequence[Network], runtime
     """
     engine = runtimes.get(runtime)
     contexts = [context for op in ops if (context := engine.context_of(op)) is not None]
-    every = dict.fromkeys([*ops, *contexts, *([CALL] if engine.pays_for_calls else [])])
+    calls = [in_type(CALL, ops[0].dtype)] if engine.pays_for_calls and ops else []
+    every = dict.fromkeys([*ops, *contexts, *calls])
     lone = [Task(Network.of(op), "op", engine.times_kernels and i % COLD_EVERY == 0) for i, op in enumerate(every)]
     return tasks_of([*lone, *(Task(network, "network") for network in dict.fromkeys(networks))])
 

@@ -15,6 +15,7 @@ from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.general import CALL
 from latency_lab.plan.networks import beginning, ends
 from latency_lab.plan.rules import merges
+from latency_lab.profiling.tasks import precision_of
 from tests.unit.onnx_nets import OnnxNet
 from tests.unit.synthetic import write_journal
 
@@ -114,6 +115,12 @@ def test_where_calls_cost_much_an_operation_that_costs_no_more_is_measured():
     assert CALL in lone("onnxruntime:cuda")
     assert CALL not in lone("onnxruntime")
     assert CALL not in lone("litert")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime:cuda", "litert:gpu"])
+def test_a_plan_is_of_one_type(runtime):
+    tasks = general_plan(runtime, "float16", share=0.02, networks=2)
+    assert precision_of(tasks) == "float16"
 
 
 def test_contexts_of_operations_are_measured():
