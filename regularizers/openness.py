@@ -75,7 +75,9 @@ def weight_size(weights: Any, axes: Sequence[int], l1_fraction: float, xp: Any =
     found = np.sqrt(np.mean(np.square(weights), axis=axes)) if xp is np else root_mean_square(weights, axes)
     if not l1_fraction:
         return found
-    return (1 - l1_fraction) * found + l1_fraction * xp.mean(xp.abs(weights), axis=axes)
+    # |w| with a slope of 0 at 0: JAX's own has 1 there, and channels that are closed would be moved
+    magnitude = np.abs(weights) if xp is np else weights * ops.stop_gradient(ops.sign(weights))
+    return (1 - l1_fraction) * found + l1_fraction * xp.mean(magnitude, axis=axes)
 
 
 def root_mean_square(weights: Any, axes: tuple[int, ...]) -> Any:
