@@ -292,6 +292,10 @@ class Regularizer(ABC):
         """Has the penalty keep it."""
         self._attached().get_layer("penalty").control.assign(np.array(state, np.float32))
 
+    def unit(self) -> float:
+        """The strength, beside that of its unit, at which a typical channel pays its whole price."""
+        return 1.0
+
     def undecayed(self) -> list[Any]:
         """Variables that say how open channels are and nothing else: logits of gates, scales of batch norms."""
         model = self._attached()
@@ -367,14 +371,21 @@ class WeightRegularizer(Regularizer):
                 found[start : start + group.size] = np.inf
         return found
 
+    def unit(self) -> float:
+        """One over the median size: a kernel's is a few hundredths, and would pay as little of its price."""
+        return 1.0 / max(self._typical(), self.threshold)
+
+    def _typical(self) -> float:
+        openness = self.openness()
+        return float(np.median(openness[np.isfinite(openness)]))
+
     def begin(self, steps: int) -> None:
         """Warns (logging) when Adam cannot close a typical channel in the steps ahead: it moves a weight by at most
         about a learning rate a step."""
         optimizer = self._attached().optimizer
         if self.budget is None or optimizer is None or "adam" not in optimizer.name:
             return
-        rate, openness = float(ops.convert_to_numpy(optimizer.learning_rate)), self.openness()
-        size = float(np.median(openness[np.isfinite(openness)]))
+        rate, size = float(ops.convert_to_numpy(optimizer.learning_rate)), self._typical()
         if rate * steps < 2 * size:
             LOGGER.warning(
                 "%s: the median channel is open by %.2g, and %d steps at a learning rate of %.2g close %.2g at most. "

@@ -157,8 +157,9 @@ class BudgetCallback(keras.callbacks.Callback):
         self._read_at, self._last = self.step, regularizer.openness()
         self._unit, origin, progress, integral = regularizer.control_state()
         self.resumed = epoch > 0 and self._unit > 0
-        if not regularizer.auto:
-            self._unit = 1.0
+        self._own_unit = regularizer.unit() if self.control is not None else 1.0
+        if not regularizer.auto and not self.resumed:
+            self._unit = self._own_unit
         if not self.resumed:
             regularizer.forget_history()
             origin, progress, integral = self._share(self._last), 0.0, regularizer.strength / (self._unit or 1.0)
@@ -198,8 +199,8 @@ class BudgetCallback(keras.callbacks.Callback):
         if not (math.isfinite(loss) and loss > 0):
             LOGGER.warning("strength='auto' needs a finite loss other than 0, and read %s: taken as 1.", loss)
             loss = 1.0
-        self._unit = loss
-        self.regularizer.set_strength(loss * (self.control.start if self.control else 1.0))
+        self._unit = loss * self._own_unit
+        self.regularizer.set_strength(self._unit * (self.control.start if self.control else 1.0))
         self._keep()
 
     def _read(self) -> None:
@@ -222,11 +223,12 @@ class BudgetCallback(keras.callbacks.Callback):
         return self.regularizer.cost.at(self.regularizer.widths(openness)) / self.regularizer.initial
 
     def _ahead(self, openness: Floats) -> Floats:
-        """The openness some steps from now."""
+        """The openness some steps from now; a channel that has closed is taken to stay so, whatever noise it has."""
         steps = min(self.regularizer.horizon, max(0, self._total - self.step) if self._steps else math.inf)
         with np.errstate(invalid="ignore"):  # channels that have to stay are open without end
             moved = np.nan_to_num(openness - self._last)
-        return np.asarray(openness + moved * (steps / (self.step - self._read_at)))
+        ahead = openness + moved * (steps / (self.step - self._read_at))
+        return np.where(openness > self.regularizer.threshold, ahead, openness)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts cost, channels and strength into the logs."""

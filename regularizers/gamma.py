@@ -13,7 +13,6 @@ from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from regularizers.base import WeightRegularizer, copied
-from regularizers.control import BudgetControl
 from regularizers.openness import Combine, WeightOpenness
 
 LOGGER = logging.getLogger(__name__)
@@ -48,9 +47,6 @@ class Gamma(WeightRegularizer):
 
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798.
     """
-
-    horizon = 0
-    _default_control = BudgetControl(1.0, integral_gain=60.0)
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from regularizers.base import WeightRegularizer, copied
-from regularizers.control import BudgetControl
 from regularizers.openness import Combine, WeightOpenness
 
 _MAKERS = frozenset(
@@ -47,8 +46,6 @@ class GroupLasso(WeightRegularizer):
 
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798; M. Yuan, Y. Lin, 2006.
     """
-
-    _default_control = BudgetControl(1.0, proportional=10.0, integral_gain=60.0)
 
     def __init__(
         self,
