@@ -29,23 +29,18 @@ def measured_ops(journal: Journal) -> list[Measured]:
     """Every lone operation of a journal that has at least one block, in order.
 
     What the operation does not do itself is taken off its time: the context that its model has, if it has one
-    (`Runtime.context_of`; without a time of that it is left out), or the call, where calls cost much.
+    (`Runtime.context_of`; without a time of that it is left out), or the call, where calls cost much: the time of the
+    cheapest.
     """
-    runtime, lone, found = runtimes.get(journal.identity["runtime"]), _lone(journal), []
-    call = call_ms(journal)
-    for op, key in lone.items():
+    runtime, found = runtimes.get(journal.identity["runtime"]), []
+    tasks = ((key, task) for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks)
+    lone = {task.network.nodes[0][0]: journal.statistic(key) for key, task in tasks}
+    call_ms = min((s.latency_ms for s in lone.values()), default=0.0) if runtime.pays_for_calls else 0.0
+    for op, s in lone.items():
         context = runtime.context_of(op)
         if context is None or context in lone:
-            less_ms = call if context is None else journal.statistic(lone[context]).latency_ms
-            found.append(Measured(op, _point(op, journal.statistic(key), less_ms)))
+            found.append(Measured(op, _point(op, s, call_ms if context is None else lone[context].latency_ms)))
     return found
-
-
-def call_ms(journal: Journal) -> float:
-    """What each lone operation pays for its call, ms: the time of the cheapest; 0 where calls cost next to nothing."""
-    if not runtimes.get(journal.identity["runtime"]).pays_for_calls:
-        return 0.0
-    return min((journal.statistic(key).latency_ms for key in _lone(journal).values()), default=0.0)
 
 
 def _point(op: OpConfig, s: Statistic, less_ms: float) -> Point:
@@ -54,12 +49,6 @@ def _point(op: OpConfig, s: Statistic, less_ms: float) -> Point:
     latency_ms, high_ms = (max(ms - less_ms, shortest_ms) for ms in (s.latency_ms, s.high_ms))
     low_ms = max(s.low_ms - less_ms, 0.0)
     return Point(op.in_channels, op.out_channels, latency_ms, low_ms, high_ms, s.cold_ms, s.unstable)
-
-
-def _lone(journal: Journal) -> dict[OpConfig, str]:
-    """Lone operations that were measured, and their keys."""
-    tasks = ((key, task) for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks)
-    return {task.network.nodes[0][0]: key for key, task in tasks}
 
 
 def tables_of(measured: Iterable[Measured]) -> dict[str, LookupTable]:
