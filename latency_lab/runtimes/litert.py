@@ -151,18 +151,14 @@ class LiteRT:
         name, options = base.device_and_options("litert", self.device or "cpu")
         if precision == "float16" and name != "gpu":
             return "LiteRT computes float16 weights in float32. Ask for precision float32, or name litert:gpu."
-        if precision == "float16" and _forces_float32(options):
+        if precision == "float16" and worker.forces_float32(options):
             return "enforce_f32 computes in float32. Ask for precision float32, or leave the option out."
-        if precision == "float32" and name == "gpu" and not _forces_float32(options):
+        if precision == "float32" and name == "gpu" and not worker.forces_float32(options):
             return (
                 "LiteRT's GPU accelerator computes in float16 unless it is told otherwise. Ask for precision float16, "
                 "or name litert:gpu,enforce_f32=1."
             )
         return None
-
-
-def _forces_float32(options: dict[str, str]) -> bool:
-    return options.get("enforce_f32", "").lower() in {"1", "true"}
 
 
 def _emit(writer: Writer, op: OpConfig, index: int, shape: base.Shape, operands: list[int]) -> int:

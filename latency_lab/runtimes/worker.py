@@ -160,6 +160,11 @@ FLOAT16_MARK = b"latency-lab float16"
 """What ends a .tflite file that has to be computed in float16."""
 
 
+def forces_float32(options: dict[str, str]) -> bool:
+    """Whether LiteRT's GPU accelerator is told to compute in float32."""
+    return options.get("enforce_f32", "").lower() in ("1", "true")
+
+
 class LiteRtAcceleratedModel(CalledModel):
     """A TFLite model on an accelerator of LiteRT's own. A run ends when its outputs are back.
 
@@ -195,7 +200,7 @@ class LiteRtAcceleratedModel(CalledModel):
         self._reads = [(int(np.prod(detail["shape"])), np.dtype(detail["dtype"]).type) for detail in details]
         with open(path, "rb") as file:
             marked = file.read().endswith(FLOAT16_MARK)
-        if marked and self.options.get("enforce_f32", "").lower() not in ("1", "true"):
+        if marked and not forces_float32(self.options):
             self._see_that_it_rounds(path)
         settle(self.run)
 
