@@ -281,6 +281,8 @@ def measure_all(
 ) -> tuple[list[Measured], list[list[dict[str, Any]]]]:
     """Measures models interleaved: each round takes all of them in a new random order.
 
+    There are extra rounds, of all models, as long as one of them is unstable.
+
     Args:
         models: name -> Keras model or path.
         runtime, threads, protocol, on_progress, start_worker: as of `measure`.
@@ -305,7 +307,9 @@ def measure_all(
         }
         worker: Worker | None = None
         try:
-            for round_ in range(protocol.rounds):
+            for round_ in range(protocol.rounds + protocol.extra_rounds):
+                if round_ >= protocol.rounds and not any(statistic(found).unstable for found in blocks.values()):
+                    break
                 if worker is None or round_ == (protocol.rounds + 1) // 2:
                     if worker is not None:
                         worker.close()
@@ -319,7 +323,7 @@ def measure_all(
                     blocks[name].append(_block(worker, name, paths[name], settings, round_))
                     done += 1
                     if on_progress:
-                        on_progress(done, protocol.rounds * len(order))
+                        on_progress(done, max(protocol.rounds, round_ + 1) * len(order))
         finally:
             if worker is not None:
                 worker.close()

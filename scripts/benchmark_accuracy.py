@@ -219,6 +219,7 @@ class Networks:
             block = json.loads(line)
             self.blocks.setdefault(block["name"], []).append(block)
         self._file = journal.open("a")
+        self._paths = {entry["name"]: path for entry, path in found}
         self._waiting = []
         for round_ in range(self._protocol.rounds):
             left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
@@ -235,10 +236,19 @@ class Networks:
             self._one()
 
     def finish(self) -> None:
-        """Measures what is left, and ends."""
+        """Measures what is left, the extra rounds of unstable networks with it, and ends."""
         while self._waiting:
             self._one()
+        for round_ in range(self._protocol.rounds, self._protocol.rounds + self._protocol.extra_rounds):
+            self._waiting = [(name, path, round_) for name, path in self._paths.items() if self._needs(name, round_)]
+            random.Random(round_).shuffle(self._waiting)
+            while self._waiting:
+                self._one()
         self.close()
+
+    def _needs(self, name: str, round_: int) -> bool:
+        blocks = [block for block in self.blocks.get(name, ()) if block["status"] == "ok"]
+        return bool(blocks) and max(b["round"] for b in blocks) < round_ and statistic(blocks).unstable
 
     def close(self) -> None:
         """Ends the worker, and what was measured is kept."""

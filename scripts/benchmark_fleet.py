@@ -36,7 +36,7 @@ def main() -> None:
     environment |= {name: version(name) for name in ("dask", "distributed")}
     runs = []
     for count in (1, args.boards):
-        runs.append(_run(count, args.ops, Protocol(rounds=args.rounds, processes=min(2, args.rounds))))
+        runs.append(_run(count, args.ops, Protocol(rounds=args.rounds, extra_rounds=0, processes=min(2, args.rounds))))
         print(f"{count} board(s): {runs[-1]['seconds']:.1f} s, blocks {runs[-1]['blocks_of_boards']}", file=sys.stderr)
     share = runs[1]["seconds"] / runs[0]["seconds"]
     found = {"environment": environment, "sleep_ms": SLEEP_MS, "ops": args.ops, "rounds": args.rounds, "runs": runs}

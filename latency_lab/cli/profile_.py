@@ -54,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", metavar="J", help="keeps each block (default: F's name with .journal.jsonl)")
     parser.add_argument("--name", help="of the profile (default: F's name)")
     parser.add_argument("--force", action="store_true", help="take a journal that another environment began")
-    parser.add_argument("--rounds", metavar="N", type=_rounds, help="rounds of the protocol (default 5, at least 5)")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=_rounds,
+        help="rounds of the protocol (default 5, at least 5; what is unstable then has up to 10 more)",
+    )
 
 
 @dataclass(frozen=True)

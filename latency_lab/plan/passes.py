@@ -57,6 +57,6 @@ def measure_in_general(  # noqa: PLR0913 what `profile` is told
         start_worker=start_worker,
     )
     tasks = general_plan(runtime, precision)
-    few = dataclasses.replace(whole, rounds=min(FIRST_ROUNDS, whole.rounds))
+    few = dataclasses.replace(whole, rounds=min(FIRST_ROUNDS, whole.rounds), extra_rounds=0)
     first = fit_profile(measure(tasks, protocol=few))
     return measure((*tasks, *refinement(first)), protocol=whole)

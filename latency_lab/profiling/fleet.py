@@ -100,7 +100,8 @@ class Fleet:
             try:
                 there = run.greet() | {"runtime": runtime, "threads": threads, "precision": precision}
                 with contextlib.closing(Journal.resume(journal, there, protocol, force)) as book:
-                    run.measure(book, book.waiting(tasks, protocol), on_block)
+                    while waiting := book.waiting(tasks, protocol):
+                        run.measure(book, waiting, on_block)
             finally:
                 run.end()
         for line in boards.warnings_of(boards.boards_of(book)):
@@ -206,6 +207,7 @@ class _Run:
     _name: str = field(default_factory=lambda: uuid.uuid4().hex)
     _boards: dict[str, str] = field(default_factory=dict)
     _identity: dict[str, Any] = field(default_factory=dict)
+    _done: int = 0
     _noted: set[tuple[str, int]] = field(default_factory=set)
     _flying: dict[Any, tuple[int, tuple[Task, ...]]] = field(default_factory=dict)
     _left: deque[tuple[int, tuple[Task, ...]]] = field(default_factory=deque)
@@ -260,7 +262,8 @@ class _Run:
     def measure(
         self, journal: Journal, waiting: Sequence[tuple[int, Task]], on_block: Callable[[int, int], None]
     ) -> None:
-        """All blocks that are left, into the journal."""
+        """All blocks that are waited for, into the journal."""
+        total = self._done + len(waiting)
         self._left = deque(boards.chunks(waiting, len(self._boards)))
         looked = seen = time.monotonic()
         while self._left or self._flying:
@@ -268,7 +271,8 @@ class _Run:
                 self._send(journal)
             for future in self._wait(list(self._flying), LOOK_S):
                 self._take(future, journal)
-            on_block(len(waiting) - self._open(), len(waiting))
+            self._done = total - self._open()
+            on_block(self._done, total)
             if (now := time.monotonic()) - looked >= LOOK_S:
                 looked, self._boards = now, self.fleet.workers(self.client)
                 seen = now if self._boards else seen

@@ -135,13 +135,31 @@ class Journal:
         return key in self.failures or any(block["round"] == round_ for block in self.blocks.get(key, ()))
 
     def waiting(self, tasks: Iterable[Task], protocol: Protocol) -> list[tuple[int, Task]]:
-        """(round, task) of all blocks that are left to measure: round by round, each in a random order of its own."""
-        tasks, found = tuple(tasks), []
-        for round_ in range(protocol.rounds):
-            left = [task for task in tasks if not self.has(task.key, round_)]
+        """(round, task) of the blocks to measure next: round by round, each in a random order of its own.
+
+        First all that is left of the rounds that every task has; after them, one more block of each unstable task. None
+        are left once every task is stable, has had its extra rounds, or has failed.
+        """
+        tasks = tuple(tasks)
+        rounds = [
+            (round_, [task for task in tasks if not self.has(task.key, round_)]) for round_ in range(protocol.rounds)
+        ]
+        if not any(left for _, left in rounds):
+            rounds = self._unstable(tasks, protocol)
+        found = []
+        for round_, left in rounds:
             random.Random(f"{protocol.seed}:{round_}").shuffle(left)
             found += [(round_, task) for task in left]
         return found
+
+    def _unstable(self, tasks: Iterable[Task], protocol: Protocol) -> list[tuple[int, list[Task]]]:
+        """(round, tasks) of the next extra round of each unstable task that may have one."""
+        found: dict[int, list[Task]] = {}
+        for task in tasks:
+            if task.key not in self.failures and self.statistic(task.key).unstable:
+                round_ = 1 + max(block["round"] for block in self.blocks[task.key])
+                found.setdefault(round_, []).append(task)
+        return sorted((r, left) for r, left in found.items() if r < protocol.rounds + protocol.extra_rounds)
 
     def statistic(self, key: str) -> Statistic:
         """The protocol's statistic of a task that was measured."""

@@ -1,7 +1,9 @@
 """How an operation is measured, and what its latency is once it was.
 
 Measured: in rounds, each a new random order of all operations, over several worker processes; a round is one block an
-operation. On reading:
+operation. Operations that are unstable after the rounds that all have (`Statistic.unstable`) are measured in more, until
+they are stable or have had `extra_rounds`: on a machine that is slowed down now and then, a minimum is known once a few
+rounds agree on it. On reading:
 
     latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
 
@@ -29,7 +31,8 @@ class Protocol:
     """Settings of a measurement.
 
     Attributes:
-        rounds: blocks an operation.
+        rounds: blocks an operation at least.
+        extra_rounds: blocks more at most, of what is unstable after those.
         processes: worker processes that the rounds are spread over.
         block_ms: repeats of a block go on to about this long.
         min_repeats: samples of an operation's block at least.
@@ -40,6 +43,7 @@ class Protocol:
     """
 
     rounds: int = 5
+    extra_rounds: int = 10
     processes: int = 2
     block_ms: float = 4.0
     min_repeats: int = 3
@@ -53,7 +57,7 @@ class Protocol:
         return {"block_ms": self.block_ms, "min_repeats": repeats, "warm_up": self.warm_up}
 
     def process(self, round_: int) -> int:
-        """The worker process that a round belongs to, counted from 0."""
+        """The worker process that a round belongs to, counted from 0; extra rounds have more of them."""
         return round_ * self.processes // self.rounds
 
     def to_json(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import tempfile
 import time
@@ -88,7 +89,7 @@ def profile(  # noqa: PLR0913 what, on what, how, and two ways to say where
         first.close()
         raise
     if who.get("provenance") == ESTIMATED:
-        protocol = dataclasses.replace(protocol, rounds=1, processes=1)
+        protocol = dataclasses.replace(protocol, rounds=1, extra_rounds=0, processes=1)
     there = comparable(first.hello, who) | {"runtime": runtime, "threads": threads, "precision": precision_of(tasks)}
     try:
         book = Journal.resume(journal, there, protocol, force)
@@ -133,21 +134,19 @@ class _Run:
         self.start, self.worker, self.on_block = start, worker, on_block
 
     def all_rounds(self, models: Models) -> None:
-        waiting = self.journal.waiting(self.tasks, self.protocol)
         done = 0
-        for round_ in range(self.protocol.rounds):
-            tasks = [task for r, task in waiting if r == round_]
-            if not tasks:
-                continue
-            if round_ and self.protocol.process(round_) != self.protocol.process(round_ - 1):
-                self._new_worker()
-            _, now = environment_of(self.worker)
-            self.journal.append({"key": "conditions", "round": round_, "status": "note", **now})
-            for task in tasks:
-                if not self.journal.has(task.key, round_):
-                    self.journal.append(self._block(task, round_, models), task)
-                done += 1
-                self.on_block(done, len(waiting))
+        while waiting := self.journal.waiting(self.tasks, self.protocol):
+            total = done + len(waiting)
+            for round_, tasks in itertools.groupby(waiting, key=lambda found: found[0]):
+                if round_ and self.protocol.process(round_) != self.protocol.process(round_ - 1):
+                    self._new_worker()
+                _, now = environment_of(self.worker)
+                self.journal.append({"key": "conditions", "round": round_, "status": "note", **now})
+                for _, task in tasks:
+                    if not self.journal.has(task.key, round_):
+                        self.journal.append(self._block(task, round_, models), task)
+                    done += 1
+                    self.on_block(done, total)
 
     def _block(self, task: Task, round_: int, models: Models) -> dict[str, Any]:
         try:

@@ -20,7 +20,7 @@ from latency_lab.profiling import Journal, Protocol, device, profile
 pytest.importorskip("distributed")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 OPS = [OpConfig("dense", in_channels=c, out_channels=8) for c in range(1, 61)]
-SHORT = Protocol(rounds=3, processes=2, warm_up=1)
+SHORT = Protocol(rounds=3, extra_rounds=0, processes=2, warm_up=1)
 
 
 @pytest.fixture(scope="module")

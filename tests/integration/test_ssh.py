@@ -21,7 +21,7 @@ from scripts._sshd import SSHD, Server
 
 CONV = OpConfig("conv2d", height=8, width=8, in_channels=8, out_channels=16, kernel_size=(3, 3), activation="relu")
 OPS = [OpConfig("dense", in_channels=c, out_channels=8) for c in range(1, 9)]
-SHORT = Protocol(rounds=2, block_ms=1.0)
+SHORT = Protocol(rounds=2, extra_rounds=0, block_ms=1.0)
 
 pytestmark = pytest.mark.skipif(
     SSHD is None or shutil.which("ssh") is None, reason="there is no sshd: apt-get install openssh-server"
@@ -123,7 +123,7 @@ def test_a_device_that_stays_away_ends_with_exit_code_3_and_the_journal_goes_on(
     server.start()
     count = 10
     journal = latency_lab.profile(
-        before.tasks.values(), runtime="litert", journal=path, on=board(), protocol=Protocol(rounds=5)
+        before.tasks.values(), runtime="litert", journal=path, on=board(), protocol=Protocol(rounds=5, extra_rounds=0)
     )
     assert all(len(blocks) == 5 for blocks in journal.blocks.values())
     assert left(server) == []

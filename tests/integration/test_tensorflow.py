@@ -268,7 +268,7 @@ def test_a_keras_model_is_measured_on_tensorflow(blocks):
 
 def test_operations_are_profiled_and_fitted(tmp_path):
     ops = [CONV.with_channels(i, o) for i in (8, 16) for o in (8, 16, 24)]
-    protocol = Protocol(rounds=2, processes=1, block_ms=1.0)
+    protocol = Protocol(rounds=2, extra_rounds=0, processes=1, block_ms=1.0)
     journal = latency_lab.profile(ops, runtime="tensorflow", journal=tmp_path / "tf.jsonl", protocol=protocol)
     assert not journal.failures
     profile = latency_lab.fit_profile(journal)

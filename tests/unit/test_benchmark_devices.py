@@ -136,6 +136,23 @@ def test_networks_are_measured_evenly_between_the_operations_and_go_on_where_the
     assert json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])["round"] == 0
 
 
+def test_unstable_networks_are_measured_in_extra_rounds(devices, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+
+    class Stepping(StandIn):
+        def block(self, path, settings):
+            self.asked.append(path)
+            count = self.asked.count(path)
+            return block(1.0 + count if path == "b" and count % 3 else 1.0)
+
+    worker = Stepping()
+    networks = benchmark.Networks([({"name": n}, Path(n)) for n in "ab"], lambda: worker, tmp_path / "n.jsonl")
+    networks.finish()
+    assert len(networks.blocks["a"]) == 5
+    assert 5 < len(networks.blocks["b"]) < 15
+    assert [found["round"] for found in networks.blocks["b"]] == list(range(len(networks.blocks["b"])))
+
+
 def test_two_passes_have_a_share_each(devices, tmp_path):
     benchmark = sys.modules["benchmark_accuracy"]
     worker = StandIn()

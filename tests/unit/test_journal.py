@@ -1,4 +1,6 @@
 import json
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,58 @@ def test_a_run_that_goes_on_in_more_rounds_says_so(tmp_path):
     journal = profile(OPS, runtime="litert", journal=path, start_worker=FakeWorker, protocol=Protocol(rounds=5))
     assert journal.protocol["rounds"] == Journal.load(path).protocol["rounds"] == 5
     assert len(keys_and_rounds(path)) == len(set(keys_and_rounds(path))) == 5 * len(OPS)
+
+
+class SteppingWorker:
+    """Large models take the same each time; small ones are slow in all blocks but every third. Dies after some."""
+
+    hello = {"package": "fake", "version": "1", "worker": 1}
+
+    def __init__(self, counts, stop_after=100):
+        self.counts, self.stop_after = counts, stop_after
+
+    def block(self, path, settings):
+        if sum(self.counts.values()) == self.stop_after:
+            raise KeyboardInterrupt
+        small = Path(path).stat().st_size < 1 << 16
+        self.counts[small] = self.counts.get(small, 0) + 1
+        ms = 0.5 + 0.1 * self.counts[small] if small and self.counts[small] % 3 else 0.5
+        summary = {"min": ms, "deciles": [ms] * 9, "median": ms}
+        return {"id": 0, "status": "ok", "count": 3, "repeats": 1, "wall_ms": summary, "cpu_ms": None, "cold_ms": None}
+
+    def close(self):
+        pass
+
+
+STEADY = OpConfig("dense", in_channels=512, out_channels=64)
+STEPPING = OpConfig("dense", in_channels=64, out_channels=64)
+
+
+def test_what_is_unstable_is_measured_in_extra_rounds_until_rounds_agree(tmp_path):
+    path, counts, seen = tmp_path / "j.jsonl", {}, []
+    journal = profile(
+        [STEADY, STEPPING],
+        runtime="litert",
+        journal=path,
+        start_worker=lambda: SteppingWorker(counts),
+        on_progress=lambda progress: seen.append((progress.done, progress.total)),
+    )
+    assert [block["round"] for block in journal.blocks[STEADY.key]] == list(range(5))
+    extra = len(journal.blocks[STEPPING.key])
+    assert [block["round"] for block in journal.blocks[STEPPING.key]] == list(range(extra))
+    assert 5 < extra < 15
+    assert not journal.statistic(STEPPING.key).unstable
+    assert journal.statistic(STEPPING.key).latency_ms == 0.5
+    assert seen == [(i + 1, 10) for i in range(10)] + [(i + 1, i + 1) for i in range(10, 5 + extra)]
+    assert Journal.load(path).waiting(journal.tasks.values(), Protocol()) == []
+
+
+def test_what_stays_unstable_is_given_up_and_a_killed_run_goes_on_with_it(tmp_path):
+    path, counts = tmp_path / "j.jsonl", {}
+    run = partial(profile, [STEADY, STEPPING], runtime="litert", journal=path, protocol=Protocol(extra_rounds=2))
+    with pytest.raises(KeyboardInterrupt):
+        run(start_worker=lambda: SteppingWorker(counts, stop_after=11))
+    assert len(Journal.load(path).blocks[STEPPING.key]) == 6
+    journal = run(start_worker=lambda: SteppingWorker(counts))
+    assert [block["round"] for block in journal.blocks[STEPPING.key]] == list(range(7))
+    assert journal.statistic(STEPPING.key).unstable

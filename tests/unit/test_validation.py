@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from latency_lab.errors import UnmeasuredError, UsageError
 from latency_lab.profiles import DeviceProfile
 from latency_lab.profiling import Protocol, WorkerDiedError, devices
-from latency_lab.validation import Validation, compare, measure, validate
+from latency_lab.validation import Validation, compare, measure, measure_all, validate
 
 
 class FakeWorker:
@@ -18,8 +20,6 @@ class FakeWorker:
         self.blocks = 0
 
     def block(self, path, settings):
-        from pathlib import Path
-
         text = Path(path).read_text()
         type(self).asked.append(Path(path).stem)
         if text == "dead":
@@ -102,3 +102,32 @@ def test_validation_counts_shares_and_errors():
 
 def test_rounds_are_those_of_the_protocol(tmp_path):
     assert measure(model(tmp_path, "m", "1"), "litert", protocol=Protocol(rounds=7)).statistic.rounds == 7
+
+
+def test_all_models_have_extra_rounds_while_one_is_unstable(tmp_path):
+    named = {name: model(tmp_path, name, "1") for name in ("m", "n", "o")}
+    measured, blocks = measure_all(named, "litert", 1, start_worker=Stepping)
+    assert not any(found.statistic.unstable for found in measured)
+    assert len({len(found) for found in blocks}) == 1
+    assert 5 < len(blocks[0]) < 15
+    few, _ = measure_all(named, "litert", 1, start_worker=Stepping, protocol=Protocol(extra_rounds=1))
+    assert [found.statistic.rounds for found in few] == [6, 6, 6]
+    assert few[1].statistic.unstable
+
+
+class Stepping:
+    """Steady, but for the second model, which is slow in two blocks of three."""
+
+    hello = {"package": "fake", "version": "1"}
+    count = 0
+
+    def block(self, path, settings):
+        ms = 1.0
+        if Path(path).stem == "n":
+            Stepping.count += 1
+            ms += Stepping.count % 3 and 0.3 * Stepping.count
+        summary = {"min": ms, "deciles": [ms] * 9, "median": ms}
+        return {"status": "ok", "count": 4, "wall_ms": summary, "cpu_ms": None, "cold_ms": None}
+
+    def close(self):
+        pass
