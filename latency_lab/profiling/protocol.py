@@ -1,9 +1,9 @@
 """How an operation is measured, and what its latency is once it was.
 
 Measured: in rounds, each a new random order of all operations, over several worker processes; a round is one block an
-operation. What is unstable after the rounds that all have (`Statistic.unstable`) is measured in more, until it is stable
-or has had `extra_rounds`: on a machine that is slowed down now and then, a minimum is known once a few rounds agree on
-it. On reading:
+operation. What is unstable after the rounds that all have (`Statistic.unstable`) is measured in more, until it is
+stable or has had `extra_rounds`: on a machine that is slowed down now and then, a minimum is known once a few rounds
+agree on it. On reading:
 
     latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
 
