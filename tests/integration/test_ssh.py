@@ -226,7 +226,7 @@ def test_a_board_with_tflite_runtime_alone_is_killed_and_cut_in_the_middle(
     assert next(events, "all") == "all"
     lines = [json.loads(line) for line in (tmp_path / "p.journal.jsonl").read_text().splitlines()]
     found = [(line["key"], line["round"]) for line in lines if line["status"] == "ok"]
-    assert len(found) == len(set(found)) == 5 * len({key for key, _ in found})
+    assert len(found) == len(set(found)) >= 5 * len({key for key, _ in found})
     assert not [line for line in lines if line["status"] == "failed"]
     assert json.loads((tmp_path / "p.json").read_text())["environment"]["package"] == "tflite-runtime"
     assert left(server) == []
