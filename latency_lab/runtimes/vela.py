@@ -2,8 +2,9 @@
 
 An operation alone reads from and writes to wherever the network's own inputs and outputs are, which on an NPU with a
 small memory of its own is the large, slow one: a sum over lone operations came to 3 to 4 times what the compiler says
-of the network on Ethos-U65 and U85. So a lone operation is compiled between 1x1 convolutions, as networks have them,
-and its own rows of the compiler's table alone count.
+of the network on Ethos-U65 and U85. So a lone operation is compiled between others as networks have them, 1x1
+convolutions of images and dense layers of vectors, and its own rows of the compiler's table alone count. What comes
+before also hides the time in which an operation's first weights are read.
 """
 
 from __future__ import annotations
@@ -110,9 +111,9 @@ class Vela:
 
 
 def in_context(op: OpConfig) -> tuple[Network, int, int]:
-    """The operation between convolutions, and how many of these are before and after it.
+    """The operation between 1x1 convolutions or dense layers, and how many of these are before and after it.
 
-    Vectors, images of at most 4 channels and floats have none: such are a network's input or small.
+    Tensors of at most 4 channels and floats have none: such are a network's input.
 
     Example:
         >>> image = {"height": 8, "width": 8, "in_channels": 16, "out_channels": 16}
@@ -128,18 +129,18 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
             sources.append(-1 - k)
             continue
         sources.append(len(nodes))
-        nodes.append((_pointwise(shape, _context_channels(shape), shape[-1]), (-1 - k,)))
+        nodes.append((_neighbour(shape, _context_channels(shape), shape[-1]), (-1 - k,)))
     before = len(nodes)
     nodes.append((op, tuple(sources)))
     output = shapes.outputs[-1]
     after = op.kind != "dequantize" and _has_neighbour(output)
     if after:
-        nodes.append((_pointwise(output, output[-1], _context_channels(output)), (before,)))
+        nodes.append((_neighbour(output, output[-1], _context_channels(output)), (before,)))
     return Network(tuple(nodes)), before, int(after)
 
 
 def _has_neighbour(shape: base.Shape) -> bool:
-    return len(shape) == 4 and shape[-1] > _MOST_IMAGE_CHANNELS
+    return len(shape) in {2, 4} and shape[-1] > _MOST_IMAGE_CHANNELS
 
 
 def _context_channels(shape: base.Shape) -> int:
@@ -147,6 +148,8 @@ def _context_channels(shape: base.Shape) -> int:
     return min(max(shape[-1] // _CONTEXT_SHARE, low), high)
 
 
-def _pointwise(shape: base.Shape, in_channels: int, out_channels: int) -> OpConfig:
-    batch, height, width, _ = shape
-    return OpConfig("conv2d", batch, height, width, in_channels, out_channels, dtype="int8", use_bias=True)
+def _neighbour(shape: base.Shape, in_channels: int, out_channels: int) -> OpConfig:
+    """What reads or writes a tensor of this shape (batch, height, width, channels), or (batch, channels)."""
+    batch, height, width = shape[:3] if len(shape) == 4 else (shape[0], 1, 1)
+    kind = "conv2d" if len(shape) == 4 else "dense"
+    return OpConfig(kind, batch, height, width, in_channels, out_channels, dtype="int8", use_bias=True)

@@ -38,6 +38,8 @@ SYSTEMS = {
     "ethos-u85": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB"),
 }
 """NPU -> what Vela 5.2 takes by default: system configuration (clock, bandwidths) and memory mode."""
+CONTEXT = ("Conv2D", "FullyConnected")
+"""What stands around a lone operation, as Vela names it."""
 _MARK = re.compile(rb"latency-lab context (\d+) (\d+)$")
 
 
@@ -159,16 +161,16 @@ def layers_of(text: str) -> list[Layer]:
 
 
 def without_context(found: Estimate, before: int, after: int) -> Estimate:
-    """The estimate less that of 1x1 convolutions before and after.
+    """The estimate less that of 1x1 convolutions and dense layers before and after.
 
     Raises:
         RuntimeError: the compiled model does not begin and end with them.
     """
     end = len(found.layers) - after
     around = [*found.layers[:before], *found.layers[end:]]
-    if end < before or any(layer.operator != "Conv2D" for layer in around):
+    if end < before or any(layer.operator not in CONTEXT for layer in around):
         names = ", ".join(layer.operator for layer in found.layers)
-        raise RuntimeError(f"Vela does not keep the convolutions around the operation apart: {names}")
+        raise RuntimeError(f"Vela does not keep what is around the operation apart: {names}")
     layers = found.layers[before:end]
     return Estimate(layers, found.clock_hz, sum(layer.cycles for layer in layers))
 

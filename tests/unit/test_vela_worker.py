@@ -100,15 +100,16 @@ def test_context_has_a_fourth_of_the_channels():
     ("op", "around"),
     [
         (OpConfig("conv2d", height=64, width=64, in_channels=3, out_channels=16, dtype="int8"), (0, 1)),
-        (OpConfig("dense", in_channels=64, out_channels=10, dtype="int8"), (0, 0)),
-        (OpConfig("global_avg_pool", height=7, width=7, in_channels=64, out_channels=64, dtype="int8"), (1, 0)),
+        (OpConfig("dense", in_channels=64, out_channels=10, dtype="int8"), (1, 1)),
+        (OpConfig("dense", in_channels=4, out_channels=2, dtype="int8"), (0, 0)),
+        (OpConfig("global_avg_pool", height=7, width=7, in_channels=64, out_channels=64, dtype="int8"), (1, 1)),
         (OpConfig("quantize", height=8, width=8, in_channels=8, out_channels=8, dtype="int8"), (0, 1)),
         (OpConfig("dequantize", height=8, width=8, in_channels=8, out_channels=8, dtype="int8"), (1, 0)),
         (OpConfig("multiply", height=8, width=8, in_channels=8, out_channels=8, operands=2, broadcast="channels",
                   dtype="int8"), (2, 1)),
     ],
 )  # fmt: skip
-def test_a_network_input_and_a_vector_have_no_context(op, around):
+def test_images_and_vectors_have_a_context_but_for_a_networks_input(op, around):
     network, *found = in_context(op)
     assert tuple(found) == around
     assert network.nodes[around[0]][0] == op
