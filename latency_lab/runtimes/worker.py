@@ -37,7 +37,7 @@ from typing import Any, Callable, TextIO
 
 import numpy as np
 
-VERSION = 3
+VERSION = 4
 MAX_SAMPLES = 250
 SHORTEST_MS = 1e-5
 RANDOM_COUNT = 8191
@@ -53,6 +53,7 @@ class Settings:
         block_ms: repeats go on to about this long, ...
         min_repeats: ... and are at least this many.
         warm_up: runs before them that are not counted.
+        patience_ms: a block waits for its core to run at full speed, for no longer than this or than its repeats take.
         resolution_factor: a sample is at least this many times the timer's resolution; short runs are batched.
         flush_bytes: what is read and written between cold runs.
     """
@@ -62,6 +63,7 @@ class Settings:
     block_ms: float = 5.0
     min_repeats: int = 3
     warm_up: int = 2
+    patience_ms: float = 20.0
     resolution_factor: int = 20
     flush_bytes: int = 48 << 20
 
@@ -83,16 +85,105 @@ class Clock:
         return best
 
 
+class Pace:
+    """Holds the process to one core, waits for moments in which that runs at full speed, and looks for one that does.
+
+    The whole process, as a runtime's only thread may be another than the one that waits for it.
+
+    A neighbour on the same physical core, as other users of a host are, or a clock that steps down, makes everything
+    a third to a half slower for milliseconds or seconds: often for all of a block. A fixed loop tells, whose time is
+    held against the least of the last `MEMORY_S`: what stays slow for longer is what full speed is from then on.
+
+    Args:
+        clock: has `wall()`, seconds.
+        loop: the fixed piece of work; some microseconds.
+        cores: to choose from; by default those that the process may run on, where the system can hold threads to one.
+
+    Attributes:
+        waited: seconds, in all.
+    """
+
+    TOLERANCE = 1.15
+    MEMORY_S = 30
+    FRESH_S, STAY_S = 1e-3, 2e-3
+    """A reading holds for this long; a core that is slow for this long is left."""
+
+    def __init__(self, clock: Any, loop: Any = lambda: sum(range(1000)), cores: Any = None) -> None:
+        self._clock, self._loop = clock, loop
+        self._all = os.sched_getaffinity(0) if cores is None and hasattr(os, "sched_setaffinity") else cores or set()
+        self._cores = sorted(self._all)
+        self._least: dict[int, float] = {}
+        self._read = -1.0
+        self.waited = 0.0
+        for _ in self._cores:
+            self._move()
+            for _ in range(100):
+                self._full()
+        self.release()
+
+    def wait(self, most: float) -> bool:
+        """Waits until the core runs at full speed, at most so many seconds: whether it is another core than before."""
+        start, moved = self._clock.wall(), False
+        if start - self._read < self.FRESH_S:
+            return False
+        arrived = start
+        while not self._full() and (now := self._clock.wall()) - start < most:
+            if now - arrived > self.STAY_S and len(self._cores) > 1:
+                self._move()
+                moved, arrived = True, now
+        self.waited += self._clock.wall() - start
+        return moved
+
+    def hold(self) -> None:
+        """Lets the process run on one core alone, that of last time."""
+        if self._all:
+            _hold(self._cores[:1])
+
+    def release(self) -> None:
+        """Lets the process run on any core again."""
+        if self._all:
+            _hold(self._all)
+
+    def _move(self) -> None:
+        self._cores.append(self._cores.pop(0))
+        self.hold()
+
+    def _full(self) -> bool:
+        """Whether the median of three loops is about as short as the least of late."""
+        times = []
+        for _ in range(3):
+            start = self._clock.wall()
+            self._loop()
+            self._read = self._clock.wall()
+            times.append(self._read - start)
+        found, second = sorted(times)[1], int(self._read)
+        self._least = {s: t for s, t in self._least.items() if second - s < self.MEMORY_S}
+        self._least[second] = min(found, self._least.get(second, found))
+        return bool(found <= self.TOLERANCE * min(self._least.values()))
+
+
+def _hold(cores: Any) -> None:
+    """Lets all threads of the process run on these cores alone."""
+    for thread in os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]:
+        with contextlib.suppress(OSError):  # it may have ended
+            os.sched_setaffinity(int(thread), cores)
+
+
 class CalledModel:
     """What is shared by models whose time is that of the call.
 
     Attributes:
         options: of the device, by name.
         one_thread: whether the thread that calls does the work where it may have but one.
+        one_core: whether that may be held to one core then: its only thread, or one that it waits for.
     """
 
     options: dict[str, str] = {}
     one_thread = True
+
+    @property
+    def one_core(self) -> bool:  # noqa: D102
+        return self.one_thread
 
     def kernel_times_ms(self) -> list[float] | None:
         """Not offered."""
@@ -417,8 +508,17 @@ class OnnxRuntimeProviderModel(CalledModel):
         """What the provider is told: its own threads, and on a CPU to compute a float32 model in float32."""
         if cls.provider != "OpenVINOExecutionProvider":
             return cls.options
-        exact = {"precision": "FP32"} if cls.options.get("device_type", "CPU").startswith("CPU") else {}
+        exact = {"precision": "FP32"} if cls._computes_on_cpu() else {}
         return {"num_of_threads": str(threads), **exact, **cls.options}
+
+    @property
+    def one_core(self) -> bool:
+        """OpenVINO's, on a CPU."""
+        return self.provider == "OpenVINOExecutionProvider" and self._computes_on_cpu()
+
+    @classmethod
+    def _computes_on_cpu(cls) -> bool:
+        return cls.options.get("device_type", "CPU").startswith("CPU")
 
     def close(self) -> None:
         """Frees the model."""
@@ -849,7 +949,9 @@ LOADERS: dict[str, Any] = {
 }
 
 
-def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cpu_time: bool) -> dict[str, Any]:
+def time_block(
+    model: Any, settings: Settings, clock: Any, resolution: float, cpu_time: bool, pace: Pace | None = None
+) -> dict[str, Any]:
     """Samples of one model: warm-up, then repeats, then cold runs.
 
     Args:
@@ -858,10 +960,13 @@ def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cp
         clock: has `wall()` and `cpu()`, seconds.
         resolution: of the wall clock, seconds.
         cpu_time: whether the thread that calls does all of the work, so that its CPU time counts.
+        pace: of the core, where one does all; repeats are taken while that runs at full speed, as far as patience goes.
 
     Returns:
         The answer's fields, less id and status.
     """
+    if pace is not None:
+        pace.hold()
     for _ in range(max(settings.warm_up - 1, 0)):
         model.run()
     start = clock.wall()
@@ -870,19 +975,28 @@ def time_block(model: Any, settings: Settings, clock: Any, resolution: float, cp
     shortest = max(settings.resolution_factor * resolution, settings.block_ms * 1e-3 / MAX_SAMPLES)
     batch = max(1, int(np.ceil(shortest / once)))
     count = int(np.clip(np.ceil(settings.block_ms * 1e-3 / (once * batch)), settings.min_repeats, MAX_SAMPLES))
-    wall, cpu = [], []
+    patience = max(settings.patience_ms * 1e-3, count * batch * once)
+    wall, cpu, runs = [], [], max(settings.warm_up, 1)
+    timed: list[int] = []
     for _ in range(count):
+        if pace is not None:
+            before = pace.waited
+            if pace.wait(patience):
+                model.run()  # nothing is in the caches of the core that it runs on now
+                runs += 1
+            patience -= pace.waited - before
         cpu_start, start = clock.cpu(), clock.wall()
         for _ in range(batch):
             model.run()
         wall.append((clock.wall() - start) * 1e3 / batch)
         cpu.append((clock.cpu() - cpu_start) * 1e3 / batch)
+        timed += range(runs, runs + batch)
+        runs += batch
     cold = _cold_samples(model, settings, clock)
     if settings.kernels:
         per_run = model.kernel_times_ms()
-        hot_runs = per_run[max(settings.warm_up, 1) : len(per_run) - len(cold)]
         cold = per_run[len(per_run) - len(cold) :]
-        wall, cpu_time = _batched(hot_runs, settings), False
+        wall, cpu_time = _batched([per_run[run] for run in timed], settings), False
     return {
         "count": len(wall),
         "repeats": batch,
@@ -944,7 +1058,9 @@ def _random(generator: Any, shape: Any, dtype: Any) -> Any:
     return np.resize(run.astype(kind), sizes)
 
 
-def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resolution: float) -> dict[str, Any]:
+def answer(
+    request: dict[str, Any], loader: Any, threads: int, clock: Any, resolution: float, pace: Pace | None = None
+) -> dict[str, Any]:
     """The answer to one request; a model that cannot be loaded or run is a failed block, not an end of the worker."""
     path = request.get("path")
     own = None
@@ -958,8 +1074,11 @@ def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resol
         model = loader(path, threads, settings.kernels)
         try:
             one_thread = threads == 1 and getattr(model, "one_thread", True)
-            found = time_block(model, settings, clock, resolution, one_thread)
+            held = pace if getattr(model, "one_core", one_thread) else None
+            found = time_block(model, settings, clock, resolution, one_thread, held)
         finally:
+            if pace is not None:
+                pace.release()
             model.close()
         return dict(found, id=request["id"], status="ok")
     except Exception as error:  # whatever a runtime raises is this block's failure alone
@@ -972,9 +1091,10 @@ def answer(request: dict[str, Any], loader: Any, threads: int, clock: Any, resol
 def serve(source: TextIO, sink: TextIO, loader: Any, runtime: str, threads: int, clock: Any) -> None:
     """Answers requests until `source` ends."""
     resolution = clock.resolution()
+    pace = Pace(clock) if threads == 1 else None
     hello = dict(loader.version(), worker=VERSION, runtime=runtime, threads=threads, resolution_s=resolution)
     requests = (json.loads(line) for line in source if line.strip())
-    answers = (answer(request, loader, threads, clock, resolution) for request in requests)
+    answers = (answer(request, loader, threads, clock, resolution, pace) for request in requests)
     for found in itertools.chain([hello], answers):
         sink.write(json.dumps(found) + "\n")
         sink.flush()

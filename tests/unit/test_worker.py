@@ -320,3 +320,86 @@ def test_openvino_is_told_to_compute_float32_models_in_float32_on_a_cpu():
     assert told("openvino,precision=ACCURACY") == {"num_of_threads": "2", "precision": "ACCURACY"}
     assert told("openvino,device_type=NPU") == {"num_of_threads": "2", "device_type": "NPU"}
     assert told("cuda,device_id=1") == {"device_id": "1"}
+
+
+class Neighbour:
+    """A core on which everything takes half as long again from one moment to another, and a second one beside it."""
+
+    def __init__(self, monkeypatch, slow):
+        self.clock, self.slow, self.core, self.moves = FakeClock(), slow, 0, []
+        monkeypatch.setattr(worker.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+        monkeypatch.setattr(worker.os, "sched_setaffinity", self._set, raising=False)
+
+    def _set(self, _, cores):
+        self.moves.append(set(cores))
+        self.core = min(cores)
+
+    def work(self, seconds):
+        self.clock.now += seconds * (1.5 if self.slow(self.core, self.clock.now) else 1.0)
+
+    def model(self, seconds):
+        class Model(FakeModel):
+            runs = 0
+
+            def run(model):  # noqa: N805 the machine is `self`
+                model.runs += 1
+                self.work(seconds)
+
+            def kernel_times_ms(model):  # noqa: N805
+                return [7.0] * model.runs
+
+        return Model("m", 1, False)
+
+    def pace(self):
+        return worker.Pace(self.clock, lambda: self.work(1e-5))
+
+
+def test_repeats_wait_for_the_core_to_run_at_full_speed(monkeypatch):
+    machine = Neighbour(monkeypatch, lambda core, now: now % 0.06 > 0.02)  # for 40 ms of 60, on both
+    pace = machine.pace()
+    machine.clock.now = 0.06 * 100 + 0.045
+    found = worker.time_block(machine.model(5e-4), Settings(), machine.clock, 1e-6, True, pace)
+    assert found["wall_ms"]["deciles"][8] == pytest.approx(0.5)
+    assert 0.01 < pace.waited < 0.02
+    patient = Settings(patience_ms=2.0, block_ms=2.0)
+    machine.clock.now = 0.06 * 200 + 0.021
+    found = worker.time_block(machine.model(5e-4), patient, machine.clock, 1e-6, True, pace)
+    assert found["wall_ms"]["min"] == pytest.approx(0.75)
+    assert machine.clock.now < 0.06 * 200 + 0.035
+
+
+def test_a_core_that_stays_slow_is_left_for_another_and_given_back(monkeypatch):
+    machine = Neighbour(monkeypatch, lambda core, now: core == 0 and now > 1)
+    pace = machine.pace()
+    assert machine.moves[-1] == {0, 1}
+    machine.clock.now, machine.core = 2.0, 0
+    model = machine.model(5e-4)
+    found = worker.time_block(model, Settings(warm_up=1), machine.clock, 1e-6, True, pace)
+    assert machine.core == 1
+    assert found["wall_ms"]["min"] == pytest.approx(0.5)
+    assert model.runs == 1 + found["count"] + 1  # one more after the move, not counted
+    pace.release()
+    assert machine.moves[-1] == {0, 1}
+
+
+def test_what_stays_slow_is_full_speed_after_a_while(monkeypatch):
+    machine = Neighbour(monkeypatch, lambda core, now: now > 1)
+    pace = machine.pace()
+    machine.clock.now = 2.0
+    pace.wait(0.05)
+    assert pace.waited > 0.05
+    machine.clock.now = 33.0
+    before = pace.waited
+    assert pace.wait(0.05) is False
+    assert pace.waited - before < 1e-4
+
+
+def test_kernel_times_leave_out_runs_that_warm_a_core_up(monkeypatch):
+    machine = Neighbour(monkeypatch, lambda core, now: core == 0 and now > 1)
+    pace = machine.pace()
+    machine.clock.now, machine.core = 2.0, 0
+    model = machine.model(5e-4)
+    model.kernel_times_ms = lambda: [9.0, 9.0] + [1.0] * (model.runs - 2)
+    found = worker.time_block(model, Settings(warm_up=1, kernels=True), machine.clock, 1e-6, True, pace)
+    assert found["wall_ms"]["deciles"][8] == pytest.approx(1.0)
+    assert found["count"] == model.runs - 2
