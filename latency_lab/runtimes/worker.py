@@ -97,7 +97,6 @@ class Pace:
     Args:
         clock: has `wall()`, seconds.
         loop: the fixed piece of work; some microseconds.
-        cores: to choose from; by default those that the process may run on, where the system can hold threads to one.
 
     Attributes:
         waited: seconds, in all.
@@ -108,9 +107,9 @@ class Pace:
     FRESH_S, STAY_S = 1e-3, 2e-3
     """A reading holds for this long; a core that is slow for this long is left."""
 
-    def __init__(self, clock: Any, loop: Any = lambda: sum(range(1000)), cores: Any = None) -> None:
+    def __init__(self, clock: Any, loop: Any = lambda: sum(range(1000))) -> None:
         self._clock, self._loop = clock, loop
-        self._all = os.sched_getaffinity(0) if cores is None and hasattr(os, "sched_setaffinity") else cores or set()
+        self._all = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
         self._cores = sorted(self._all)
         self._least: dict[int, float] = {}
         self._read = -1.0
@@ -505,11 +504,17 @@ class OnnxRuntimeProviderModel(CalledModel):
 
     @classmethod
     def provider_options(cls, threads: int) -> dict[str, str]:
-        """What the provider is told: its own threads, and on a CPU to compute a float32 model in float32."""
+        """What OpenVINO is told: its threads; on a CPU to compute a float32 model in float32, and to leave it to
+        `Pace` which core a single thread runs on: it moves the thread that calls to one of its choice in each run.
+        """
         if cls.provider != "OpenVINOExecutionProvider":
             return cls.options
-        exact = {"precision": "FP32"} if cls._computes_on_cpu() else {}
-        return {"num_of_threads": str(threads), **exact, **cls.options}
+        told = {"num_of_threads": str(threads)}
+        if cls._computes_on_cpu():
+            told["precision"] = "FP32"
+            if threads == 1:
+                told["load_config"] = json.dumps({"CPU": {"ENABLE_CPU_PINNING": "NO"}})
+        return {**told, **cls.options}
 
     @property
     def one_core(self) -> bool:

@@ -312,9 +312,12 @@ def test_loaders_on_devices():
     assert worker.LOADERS["onnxruntime"].on("cuda,device_id=1").options == {"device_id": "1"}
 
 
-def test_openvino_is_told_to_compute_float32_models_in_float32_on_a_cpu():
-    def told(name):
-        return worker.OnnxRuntimeModel.on(name).provider_options(2)
+def test_openvino_is_told_to_compute_float32_models_in_float32_on_a_cpu_and_one_thread_is_not_pinned():
+    def told(name, threads=2):
+        return worker.OnnxRuntimeModel.on(name).provider_options(threads)
+
+    assert json.loads(told("openvino", 1)["load_config"]) == {"CPU": {"ENABLE_CPU_PINNING": "NO"}}
+    assert told("openvino,load_config=mine.json", 1)["load_config"] == "mine.json"
 
     assert told("openvino") == {"num_of_threads": "2", "precision": "FP32"}
     assert told("openvino,precision=ACCURACY") == {"num_of_threads": "2", "precision": "ACCURACY"}
