@@ -1,6 +1,6 @@
 """The networks of the accuracy benchmark as the files that runtimes read: built, converted and kept in a cache.
 
-    .venv/bin/python scripts/accuracy_models.py --runtime litert --precision float32 [--only NAME ...] [--cache DIR]
+    .venv/bin/python scripts/accuracy_models.py --runtime litert --precision float32 [--only NAME ...] [--jobs N]
 
 Which networks there are is in accuracy_networks.json beside this file, and does not depend on any result. A network
 is converted in a process of its own, so that a crash or a leak costs one network. What could not be converted leaves
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +185,11 @@ def main() -> int:
         for entry in entries:
             model_file(entry, args.runtime, args.precision, args.cache, args.retry)
         return 0
-    for entry in missing(entries, args.runtime, args.precision, args.cache, args.retry):
-        line = apart(entry, args)
-        failed = failed or "  failed: " in line
-        print(line, flush=True)
+    waiting = missing(entries, args.runtime, args.precision, args.cache, args.retry)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for line in pool.map(partial(apart, args=args), waiting):
+            failed = failed or "  failed: " in line
+            print(line, flush=True)
     return int(failed)
 
 
@@ -195,6 +198,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runtime", choices=SUFFIXES, required=True)
     parser.add_argument("--precision", choices=("float32", "int8"), default="float32")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these networks alone")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="networks at a time (default 1)")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR")
     parser.add_argument("--retry", action="store_true", help="try again what failed before")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
