@@ -53,7 +53,8 @@ class Settings:
         block_ms: repeats go on to about this long, ...
         min_repeats: ... and are at least this many.
         warm_up: runs before them that are not counted.
-        patience_ms: a block waits for its core to run at full speed, for no longer than this or than its repeats take.
+        patience_ms: a block waits for its core to run at full speed, for no longer than this or than its repeats take;
+            0: it does not.
         resolution_factor: a sample is at least this many times the timer's resolution; short runs are batched.
         flush_bytes: what is read and written between cold runs.
     """
@@ -970,6 +971,8 @@ def time_block(
     Returns:
         The answer's fields, less id and status.
     """
+    if settings.patience_ms == 0:
+        pace = None
     if pace is not None:
         pace.hold()
     for _ in range(max(settings.warm_up - 1, 0)):

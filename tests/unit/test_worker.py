@@ -369,6 +369,9 @@ def test_repeats_wait_for_the_core_to_run_at_full_speed(monkeypatch):
     found = worker.time_block(machine.model(5e-4), patient, machine.clock, 1e-6, True, pace)
     assert found["wall_ms"]["min"] == pytest.approx(0.75)
     assert machine.clock.now < 0.06 * 200 + 0.035
+    before = pace.waited
+    worker.time_block(machine.model(5e-4), Settings(patience_ms=0), machine.clock, 1e-6, True, pace)
+    assert pace.waited == before
 
 
 def test_a_core_that_stays_slow_is_left_for_another_and_given_back(monkeypatch):
