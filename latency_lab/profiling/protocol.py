@@ -2,14 +2,16 @@
 
 Measured: in rounds, each a new random order of all operations, over several worker processes; a round is one block an
 operation. What is unstable after the rounds that all have (`Statistic.unstable`) is measured in more, until it is
-stable or has had `extra_rounds`: on a machine that is slowed down now and then, a minimum is known once a few rounds
-agree on it. On reading:
+stable or has had `extra_rounds`: on a machine that is slowed down now and then, more rounds tell which are not. On
+reading:
 
-    latency = min over rounds of min(wall minimum, 10th percentile of thread CPU time)
+    latency = lower quartile over rounds of min(wall minimum, 10th percentile of thread CPU time)
 
-and below 1 ms of the wall minimum alone. A run that is longer than a scheduler slice may never go through without
-being preempted, which thread CPU time does not count. Rounds below a quarter of their median are left out: of a short
-kernel, whose time is a span less the profiler's own part, a bad estimate of that part leaves next to nothing.
+and below 1 ms of the wall minimum alone. Of five rounds the lower quartile is the second lowest: what was seen once may
+be luck, and a minimum falls with the number of rounds, which is not the same for all. A run that is longer than a
+scheduler slice may never go through without being preempted, which thread CPU time does not count. Rounds below a
+quarter of their median are left out: of a short kernel, whose time is a span less the profiler's own part, a bad
+estimate of that part leaves next to nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 WALL_ONLY_BELOW_MS = 1.0
 UNSTABLE_WIDTH = 0.10
 LEAST_OF_MEDIAN = 0.25
+QUARTILE = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,8 @@ def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
     found = np.array([block_latency_ms(block) for block in blocks])
     rounds = found[found >= LEAST_OF_MEDIAN * np.median(found)]
     draws = np.random.default_rng(0).integers(0, len(rounds), (200, len(rounds)))
-    low, high = np.percentile(rounds[draws].min(axis=1), [5, 95])
-    latency = float(rounds.min())
+    low, high = np.percentile(np.percentile(rounds[draws], QUARTILE, axis=1), [5, 95])
+    latency = float(np.percentile(rounds, QUARTILE))
     cold = [block["cold_ms"]["min"] for block in blocks if block.get("cold_ms")]
     return Statistic(
         latency_ms=latency,
@@ -128,6 +131,8 @@ def ratio_interval(
     a = np.array([block_latency_ms(block) for block in ours])
     b = np.array([block_latency_ms(block) for block in theirs])
     draws = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
-    low, high = np.percentile(a[draws].min(axis=1) / b[draws].min(axis=1), [2.5, 97.5])
+    over, under = (np.percentile(times[draws], QUARTILE, axis=1) for times in (a, b))
+    low, high = np.percentile(over / under, [2.5, 97.5])
     paired = np.percentile(a / b, [10, 90])
-    return float(a.min() / b.min()), float(min(low, paired[0])), float(max(high, paired[1]))
+    ratio = float(np.percentile(a, QUARTILE) / np.percentile(b, QUARTILE))
+    return ratio, float(min(low, paired[0])), float(max(high, paired[1]))

@@ -30,7 +30,7 @@ def op_ms(op):
 def lone_ms(op, runtime):
     """With what the runtime has before the operation."""
     context = runtimes.get(runtime).context_of(op)
-    return op_ms(op) + (op_ms(context) if context else 0.0)
+    return op_ms(op) + (op.operands * op_ms(context) if context else 0.0)
 
 
 def network_ms(network, fusions):
@@ -39,7 +39,7 @@ def network_ms(network, fusions):
 
 
 def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0, runtime="litert"):
-    """Five equal rounds of every task, exact but for what the formula says; a lone operation costs a call more."""
+    """Five rounds of every task, the lower quartile exact but for what the formula says; a lone operation costs a call more."""
     journal = Journal.resume(path, {**IDENTITY, "runtime": runtime}, Protocol())
     for round_ in range(5):
         for task in tasks:
@@ -49,7 +49,7 @@ def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0, ru
                 continue
             alone = task.role == "op"
             ms = lone_ms(task.network.nodes[0][0], runtime) + call_ms if alone else network_ms(task.network, fusions)
-            ms *= 1 + 0.002 * round_
+            ms *= 1 + 0.002 * (round_ - 1)
             summary = {"min": ms, "deciles": [ms] * 9, "median": ms}
             line = {"key": task.key, "round": round_, "status": "ok", "count": 5, "repeats": 1}
             journal.append({**line, "wall_ms": summary, "cpu_ms": None, "cold_ms": None}, task)
