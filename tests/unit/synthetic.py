@@ -39,7 +39,7 @@ def network_ms(network, fusions):
 
 
 def write_journal(path, tasks, fusions=frozenset(), failures=(), call_ms=0.0, runtime="litert"):
-    """Five rounds of every task, the lower quartile exact but for what the formula says; a lone operation costs a call more."""
+    """Five rounds of every task, the lower quartile exact but for what the formula says; lone ones cost a call more."""
     journal = Journal.resume(path, {**IDENTITY, "runtime": runtime}, Protocol())
     for round_ in range(5):
         for task in tasks:
