@@ -29,8 +29,8 @@ def measured_ops(journal: Journal) -> list[Measured]:
     """Every lone operation of a journal that has at least one block, in order.
 
     What the operation does not do itself is taken off its time: the context that its model has, if it has one
-    (`Runtime.context_of`, once for each operand; without a time of that it is left out), or the call, where calls cost
-    much: the time of the cheapest.
+    (`Runtime.context_of`; without a time of that it is left out), or the call, where calls cost much: the time of the
+    cheapest.
     """
     runtime, found = runtimes.get(journal.identity["runtime"]), []
     tasks = ((key, task) for key, task in journal.tasks.items() if task.role == "op" and key in journal.blocks)
@@ -38,11 +38,8 @@ def measured_ops(journal: Journal) -> list[Measured]:
     call_ms = min((s.latency_ms for s in lone.values()), default=0.0) if runtime.pays_for_calls else 0.0
     for op, s in lone.items():
         context = runtime.context_of(op)
-        if context is None:
-            found.append(Measured(op, _point(op, s, call_ms)))
-        elif context in lone:
-            around_ms = op.operands * lone[context].latency_ms - (op.operands - 1) * call_ms
-            found.append(Measured(op, _point(op, s, around_ms)))
+        if context is None or context in lone:
+            found.append(Measured(op, _point(op, s, call_ms if context is None else lone[context].latency_ms)))
     return found
 
 

@@ -5,12 +5,13 @@ puts around them for other names of the same bytes. A Transpose costs only where
 ends of a model of one operation that is written channels first: there each tensor was moved twice.
 
 A convolution or a dense layer takes along whatever function of one number comes behind it; sums, products and scales of
-channels take one along as well. A reshape is nothing but another name.
+channels take one along as well. It also adds a residual, in the residual's own memory. An operation alone cannot show
+what that costs, since OpenVINO first copies what it may not write on, so a sum is priced as the operation that it is.
+Behind two convolutions it does not show it either: a sum that is a model's output is moved twice. A reshape is nothing
+but another name.
 
-A convolution also adds a residual, in the residual's own memory. A sum alone cannot show what that costs, as OpenVINO
-first copies what it may not write on: so it is measured behind two convolutions, whose own times are taken off. A
-pooling takes the layout of its input. Alone it is given channels first and takes more than twice as long, and a pad
-or a crop alone is left to another provider: so they stand behind a convolution too.
+A pooling takes the layout of its input. Alone it is given channels first and takes more than twice as long, and a pad
+or a crop alone is left to another provider: so they stand behind a convolution, whose own time is taken off.
 
 Source: the models that version 2025.4 makes of networks (`CompiledModel.get_runtime_model`), on a CPU with AVX-512.
 """
@@ -47,7 +48,7 @@ _BEHIND_A_CONVOLUTION = POOLS | GLOBAL_POOLS | RESIZES | {"pad", "slice"}
 
 
 def context_of(op: OpConfig) -> OpConfig | None:
-    """The smallest convolution that makes an operand of what takes its layout, or adds to it; None for others.
+    """The smallest convolution that makes the input of an operation that takes its layout; None for others.
 
     Example:
         >>> from latency_lab.ops import OpConfig
@@ -55,7 +56,6 @@ def context_of(op: OpConfig) -> OpConfig | None:
         >>> context_of(OpConfig("max_pool", height=8, width=8, in_channels=4, out_channels=4)).key
         'conv2d 8x8 k1x1 s1x1 same bias float32 1->4'
     """
-    residual = op.kind == "add" and op.operands == 2 and not op.broadcast
-    if not (residual or op.kind in _BEHIND_A_CONVOLUTION) or op.depth > 1 or op.height * op.width == 1:
+    if op.kind not in _BEHIND_A_CONVOLUTION or op.depth > 1 or op.height * op.width == 1:
         return None
     return OpConfig("conv2d", op.batch, op.height, op.width, 1, op.in_channels, dtype=op.dtype)

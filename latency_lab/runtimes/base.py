@@ -124,16 +124,9 @@ def device_and_options(runtime: str, device: str) -> tuple[str, dict[str, str]]:
 
 
 def in_context(runtime: Runtime, network: Network) -> Network:
-    """A lone operation behind its context (`Runtime.context_of`), one for each operand, where it has one.
-
-    Any other network as it is.
-    """
-    op = network.nodes[0][0]
-    context = runtime.context_of(op) if len(network.nodes) == 1 else None
-    if context is None:
-        return network
-    before = [(context, (-1 - k,)) for k in range(op.operands)]
-    return Network((*before, (op, tuple(range(op.operands)))), network.name)
+    """A lone operation behind its context (`Runtime.context_of`), where it has one; any other network as it is."""
+    context = runtime.context_of(network.nodes[0][0]) if len(network.nodes) == 1 else None
+    return network if context is None else Network(((context, (-1,)), (network.nodes[0][0], (0,))), network.name)
 
 
 def check(runtime: Runtime, network: Network) -> None:

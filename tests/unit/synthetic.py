@@ -30,7 +30,7 @@ def op_ms(op):
 def lone_ms(op, runtime):
     """With what the runtime has before the operation."""
     context = runtimes.get(runtime).context_of(op)
-    return op_ms(op) + (op.operands * op_ms(context) if context else 0.0)
+    return op_ms(op) + (op_ms(context) if context else 0.0)
 
 
 def network_ms(network, fusions):
