@@ -3,14 +3,15 @@
     argmin over x of sum rho(features . x / measured - 1),   x = (a of each group, a * cold_share, b, c)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
-absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights the last cache keeps
-is the one of a few sizes that leaves the networks closest to fits that have not seen them. It states how far each
-network is from a fit that has not seen it.
+absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps, and
+which cache, are those of a few sizes that leave the networks closest to fits that have not seen them. It states how far
+each network is from a fit that has not seen it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,26 +60,35 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
     shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
     weights = [[op.weight_bytes for op in ops] for ops in networks]
-    alone = float(max(journal.identity["cache_bytes"].values())) if journal.identity.get("cache_bytes") else None
     terms = {
-        cached: np.column_stack([shared, [bytes_from_memory(each, cached, alone) for each in weights]])
-        for cached in CACHED_BYTES
+        (cached, alone): np.column_stack([shared, [bytes_from_memory(each, cached, alone) for each in weights]])
+        for alone, cached in itertools.product(caches_of(journal), CACHED_BYTES)
         if alone is None or cached <= alone
     }
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
-    tried = {cached: leave_one_out(terms[cached], latency, least_b) for cached in terms}
-    cached = min(tried, key=lambda size: float(np.abs(tried[size]).mean()))
-    found, residuals = _solve(terms[cached], latency, least_b), tried[cached]
+    tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
+    kept = min(tried, key=lambda sizes: float(np.abs(tried[sizes]).mean()))
+    found, residuals = _solve(terms[kept], latency, least_b), tried[kept]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
         b_ms=float(found[-2]),
         c_ms_per_byte=float(found[-1]),
-        cold_share=float(found[-3]) if terms[cached][:, -3].any() else 0.0,
+        cold_share=float(found[-3]) if terms[kept][:, -3].any() else 0.0,
         residuals=tuple(round(float(r), 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
-        cached_bytes=cached,
-        alone_bytes=alone,
+        cached_bytes=kept[0],
+        alone_bytes=kept[1],
     )
+
+
+def caches_of(journal: Journal) -> list[float] | list[None]:
+    """Sizes of the caches that may keep a lone kernel's weights, the largest first: all but the first level's.
+
+    [None] where the device does not say.
+    """
+    sizes = journal.identity.get("cache_bytes") or {}
+    beyond_first = {float(size) for level, size in sizes.items() if level != "L1"}
+    return sorted(beyond_first or map(float, sizes.values()), reverse=True) or [None]
 
 
 def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:

@@ -5,10 +5,10 @@
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
-it does, so a is a number for each group of kinds. Of the network's weights the last cache keeps some bytes from one run
-to the next; the rest come from memory in every run. A lone kernel with more weights than the last cache holds reads the
-rest from memory in each of its own runs: that is in its time, and is not charged again. The size of the cache is read
-from the device, all else is fitted on whole networks that were measured there.
+it does, so a is a number for each group of kinds. Of the network's weights a cache keeps some bytes from one run to the
+next; the rest come from beyond it in every run. A lone kernel with more weights than that cache holds reads the rest
+from there in each of its own runs: that is in its time, and is not charged again. The sizes of the caches are read from
+the device; which of them it is, and all else, is fitted on whole networks that were measured there.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class NetworkCorrection:
     Attributes:
         a: group of kinds -> factor on its kernels' times; 1 for a group that is not there.
         b_ms: added for each kernel, ms (negative where a lone kernel pays for a call that a network does not).
-        c_ms_per_byte: for each byte of weights that comes from memory in every run.
+        c_ms_per_byte: for each byte of weights that comes from beyond the cache in every run.
         cold_share: how much of what a kernel takes longer with a flushed cache it takes longer inside of a network
             (0 where cold times were not measured).
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
-        cached_bytes: of all weights, what the last cache keeps from one run to the next.
+        cached_bytes: of all weights, what the cache keeps from one run to the next.
         alone_bytes: of a kernel's weights, what it keeps when the kernel runs alone: its size; None: not known, all.
     """
 

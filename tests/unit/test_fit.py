@@ -8,12 +8,12 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, leave_one_out
+from latency_lab.fitting.network import CACHED_BYTES, caches_of, conformal_quantile, leave_one_out
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
-from latency_lab.profiling import Task
+from latency_lab.profiling import Journal, Task
 from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
 
 
@@ -268,3 +268,13 @@ def test_unknown_runtime_of_networks_is_no_surprise(tmp_path):
     assert isinstance(few, DeviceProfile)
     assert few.network.latency_ms([CONV], [2.0]) == 2.0
     assert Network.of(CONV).outputs == (0,)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [({"L1": 1 << 15, "L2": 1 << 20, "L3": 1 << 25}, [1 << 25, 1 << 20]), ({"L1": 1 << 15}, [1 << 15]), ({}, [None])],
+)
+def test_weights_may_be_kept_by_any_cache_but_the_first(tmp_path, sizes, found):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.identity = {"cache_bytes": sizes}
+    assert caches_of(journal) == found
