@@ -32,7 +32,7 @@ from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import fuse
 from latency_lab.runtimes.vela_worker import Estimate, Target, answer, estimate
 
-ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512")
+ACCELERATORS = ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256")
 NETWORKS = (
     "MobileNet-224",
     "MobileNetV2-224",
