@@ -983,16 +983,13 @@ def time_block(
     shortest = max(settings.resolution_factor * resolution, settings.block_ms * 1e-3 / MAX_SAMPLES)
     batch = max(1, int(np.ceil(shortest / once)))
     count = int(np.clip(np.ceil(settings.block_ms * 1e-3 / (once * batch)), settings.min_repeats, MAX_SAMPLES))
-    patience = max(settings.patience_ms * 1e-3, count * batch * once)
+    most = max(settings.patience_ms * 1e-3, count * batch * once) + (pace.waited if pace is not None else 0.0)
     wall, cpu, runs = [], [], max(settings.warm_up, 1)
     timed: list[int] = []
     for _ in range(count):
-        if pace is not None:
-            before = pace.waited
-            if pace.wait(patience):
-                model.run()  # nothing is in the caches of the core that it runs on now
-                runs += 1
-            patience -= pace.waited - before
+        if pace is not None and pace.wait(most - pace.waited):
+            model.run()  # nothing is in the caches of the core that it runs on now
+            runs += 1
         cpu_start, start = clock.cpu(), clock.wall()
         for _ in range(batch):
             model.run()
