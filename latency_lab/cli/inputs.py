@@ -25,8 +25,9 @@ def add_runtime(parser: argparse.ArgumentParser) -> None:
         "--runtime",
         metavar="R",
         default="litert",
-        help="litert (default), onnxruntime, tensorflow or tensorflow-xla; the last two may name a device: "
-        "tensorflow:GPU:0",
+        help="litert (default), onnxruntime, tensorflow, tensorflow-xla or vela; behind a colon, what it runs on where "
+        "that is not the CPU: onnxruntime:cuda, litert:gpu, litert:./libdelegate.so, tensorflow:GPU:0, "
+        "vela:ethos-u55-128",
     )
     parser.add_argument("--threads", metavar="N", type=_positive, default=1, help="threads of the runtime (default 1)")
     add_device(parser)

@@ -44,15 +44,21 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         "latency-lab",
         description="Profile a device, predict what a network costs there, and shrink it to a latency budget.",
-        epilog="Exit codes: 0 done; 1 done, and the answer is no (unstable, slower); 2 usage, bad file, missing "
+        epilog="Exit codes: 0 done; 1 done, and the answer is no (doctor: not to be trusted; "
+        "compare: not faster, or unstable; shrink: over the target, or nothing left out); 2 usage, bad file, missing "
         "runtime; 3 device lost; 70 a bug; 130 interrupted. Data goes to stdout, all else to stderr; a file named - is "
         "stdin or stdout.",
     )
     whole.add_argument("--version", action="version", version=f"latency-lab {latency_lab.__version__}")
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="verb")
     for name, module in VERBS.items():
-        summary = (module.__doc__ or "").partition("\n")[0]
-        verb = verbs.add_parser(name, help=summary, description=summary)
+        description = (module.__doc__ or "").strip()
+        verb = verbs.add_parser(
+            name,
+            help=description.partition("\n")[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.add_arguments(verb)
         verb.add_argument("--json", action="store_true", help="print JSON")
         verb.set_defaults(run=module.run)

@@ -116,7 +116,10 @@ def standing_warnings(who: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
             "Let it cool, or add a heat sink or a fan."
         )
     if load is not None and load > BUSY_SHARE * cores:
-        found.append(f"The load is {load:.2f} on {cores} cores: something else is running. Stop it, or add --rounds.")
+        found.append(
+            f"The load is {load:.2f} on {cores} cores: something else is running. Stop it, or profile in more "
+            "--rounds."
+        )
     if governor not in {None, "performance"}:
         found.append(
             f"The CPU governor is {governor!r}, which changes the clock under way. "
@@ -128,7 +131,10 @@ def standing_warnings(who: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
             "Lift the container's CPU limit, or use --threads 1."
         )
     if cores < 2:
-        found.append("There is one core: this program and the worker share it. Expect a wider interval; add --rounds.")
+        found.append(
+            "There is one core: this program and the worker share it. Expect a wider interval, or profile in more "
+            "--rounds."
+        )
     return found
 
 
@@ -148,14 +154,14 @@ def spread_warnings(wall_s: Sequence[float], cpu_s: Sequence[float]) -> list[str
         found.append(
             f"The CPU was taken away for {lost:.0%} of the time, in {len(wall)} samples of "
             f"{np.median(wall) * 1e3:.2f} ms. "
-            "Stop other programs on this machine (and its neighbours, if it is virtual), or add --rounds."
+            "Stop other programs on this machine (and its neighbours, if it is virtual), or profile in more --rounds."
         )
     moments = cpu[: len(cpu) // IN_A_ROW * IN_A_ROW].reshape(-1, IN_A_ROW).min(axis=1)
     spread = float(np.percentile(moments, 90) / moments.min()) if len(moments) else 1.0
     if spread > SPREAD:
         found.append(
             f"The same work took {spread:.2f} times as long in one moment of ten as in the best: the clock or the "
-            "memory is shared or throttled. Let the machine cool, fix its clock, or add --rounds."
+            "memory is shared or throttled. Let the machine cool, fix its clock, or profile in more --rounds."
         )
     return found
 
