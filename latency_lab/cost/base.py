@@ -91,7 +91,8 @@ class Cost:
             widths = self.graph.full_widths
         elif isinstance(widths, Mapping):
             widths = self._named(widths)
-        return widths if hasattr(widths, "dtype") and xp is not numpy else xp.array(widths, dtype=_dtype(xp))
+        ready = xp is not numpy and hasattr(widths, "dtype") and not isinstance(widths, numpy.ndarray)
+        return widths if ready else xp.array(widths, dtype=_dtype(xp))
 
     def _named(self, widths: Mapping[str, float]) -> numpy.ndarray:
         names = [group.name for group in self.graph.groups]

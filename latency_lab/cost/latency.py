@@ -54,7 +54,7 @@ class LatencyCost(OpCost):
             refuses it.
 
     Raises:
-        OutOfBoundsError: with "raise", an op lies outside of what was measured.
+        OutOfBoundsError: with "raise", an op lies outside of what was measured, or a layer has no op.
 
     Example:
         >>> from latency_lab.cost import LatencyCost
@@ -81,6 +81,7 @@ class LatencyCost(OpCost):
         formula = OpSum(terms, *_maps(graph, self._kernels), unknown_ms, there, memory)
         super().__init__(graph, "ms", formula, tuple(names), None if profile.kind == "analytic" else self._staircase)
         if out_of_bounds == "raise":
+            self._refuse_unknown()
             self.at()
 
     def estimate(self, widths: Any = None) -> Estimate:
@@ -133,6 +134,13 @@ class LatencyCost(OpCost):
                 self._known[key] = _Part(found.latency_ms, found.source, in_network_ms, op.weight_bytes)
         return [self._known[key] for key in keys]
 
+    def _refuse_unknown(self) -> None:
+        for layer in self.graph.unknown:
+            raise OutOfBoundsError(
+                f"{layer.name} ({layer.layer_class}) is no operation that a profile knows: its latency can be bounded "
+                'alone, with out_of_bounds="bound".'
+            )
+
     def _refuse(self, names: Sequence[str], ops: Sequence[OpConfig], predictions: Sequence[OpPrediction]) -> None:
         for name, op, prediction in zip(names, ops, predictions, strict=True):
             if prediction.source in UNKNOWN:
@@ -165,7 +173,10 @@ def _maps(
     ins, outs = (graph.in_map[main], graph.in_const[main]), (graph.out_map[main], graph.out_const[main])
     for k, kernel in enumerate(kernels):
         if not kernel.nodes:  # it moves one tensor: what its node reads from outside, or what its node makes
-            moved = ins if kernel.inputs[0] < 0 else outs
+            source = kernel.inputs[0]
+            while source >= 0 and not kernels[source].nodes:
+                source = kernels[source].inputs[0]
+            moved = ins if source < 0 else outs
             for target in (ins, outs):
                 target[0][k], target[1][k] = moved[0][k], moved[1][k]
     return (*ins, *outs)

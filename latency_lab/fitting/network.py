@@ -1,6 +1,7 @@
 """Fits the whole-network correction on networks that were measured beside the operations.
 
-    argmin over x of sum rho(features . x / measured - 1),   x = (a of each group, a * cold_share, b, c)
+    argmin over a of each group, cold_share, b, c of
+    sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * bytes) / measured - 1)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
 absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps, and
@@ -73,7 +74,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
         b_ms=float(found[-2]),
         c_ms_per_byte=float(found[-1]),
-        cold_share=float(found[-3]) if terms[kept][:, -3].any() else 0.0,
+        cold_share=float(found[-3]) if terms[kept][:, len(GROUPS) : 2 * len(GROUPS)].any() else 0.0,
         residuals=tuple(round(float(r), 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
         cached_bytes=kept[0],
@@ -106,9 +107,10 @@ def conformal_quantile(errors: npt.ArrayLike, level: float) -> float:
 
 
 def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats) -> list[float]:
-    """[hot times of each group, cold - hot of all, number of kernels]."""
+    """[hot times of each group, cold - hot of each group, number of kernels]."""
     groups = np.array([group_of(op) for op in ops])
-    return [*(float(hot_ms[groups == g].sum()) for g in GROUPS), float((cold_ms - hot_ms).sum()), float(len(ops))]
+    sums = [float(ms[groups == g].sum()) for ms in (hot_ms, cold_ms - hot_ms) for g in GROUPS]
+    return [*sums, float(len(ops))]
 
 
 def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:
@@ -116,26 +118,40 @@ def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:
 
 
 def leave_one_out(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:
-    """predicted / measured - 1 of each network by a fit that has not seen it, [n]."""
+    """predicted / measured - 1 of each network by a fit that has not seen it, [n].
+
+    Args:
+        terms: hot and cold - hot of each group, ms, kernels and bytes of each network, [n, 2 * groups + 2].
+        latency_ms: measured, [n].
+        least_b: the lower bound of b, ms.
+    """
     chosen = np.arange(len(latency_ms))
     fits = [_solve(terms[chosen != i], latency_ms[chosen != i], least_b) for i in chosen]
-    return np.array([float(terms[i] @ fits[i] / latency_ms[i] - 1) for i in chosen])
+    return np.array([float(terms[i] @ _coefficients(fits[i]) / latency_ms[i] - 1) for i in chosen])
+
+
+def _coefficients(x: Floats) -> Floats:
+    """What each column of the terms is multiplied by, of x = (a of each group, cold_share, b, c)."""
+    a, (share, b, c) = x[: len(GROUPS)], x[len(GROUPS) :]
+    return np.array([*a, *(share * a), b, c])
 
 
 def _solve(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:
-    """Bounded robust least squares of relative errors, with a pull of each term towards its prior."""
+    """Bounded robust least squares of relative errors, with a pull of each number towards its prior."""
     from scipy.optimize import least_squares
 
     lower = LOWER.copy()
     lower[-2] = least_b
-    scale = np.maximum(np.abs(terms).mean(axis=0), 1e-12)
-    design = terms / latency_ms[:, None] / scale
-    pull = OTHERS_WEIGHT * scale / scale[: len(GROUPS)].sum()
-    pull[: len(GROUPS)] = FACTOR_WEIGHT
+    sizes, groups = np.abs(terms).mean(axis=0), len(GROUPS)
+    scale = np.maximum([*sizes[:groups], sizes[groups : 2 * groups].sum(), *sizes[2 * groups :]], 1e-12)
+    design = terms / latency_ms[:, None]
+    pull = OTHERS_WEIGHT * scale / scale[:groups].sum()
+    pull[:groups] = FACTOR_WEIGHT
     start = np.clip(PRIOR, lower + 1e-9, UPPER - 1e-9) * scale
 
     def residuals(x: Floats) -> Floats:
-        return np.concatenate([design @ x - 1.0, np.sqrt(len(terms)) * pull * (x / scale - PRIOR)])
+        found = x / scale
+        return np.concatenate([design @ _coefficients(found) - 1.0, np.sqrt(len(terms)) * pull * (found - PRIOR)])
 
     found = least_squares(residuals, start, bounds=(lower * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
     return np.asarray(found.x / scale, np.float64)

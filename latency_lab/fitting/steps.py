@@ -82,7 +82,7 @@ def _quantum(series: Sequence[tuple[Floats, Floats]]) -> int:
     errors = {
         q: float(np.mean([_staircase_error(np.ceil(channels / q) * q, latency_ms) for channels, latency_ms in series]))
         for q in QUANTA
-        if q <= widest / 2
+        if q == 1 or q <= widest / 2
     }
     least = min(errors.values())
     if least > CLEARLY_BETTER * errors[1] or least > errors[1] - CLEAR_ERROR:

@@ -183,7 +183,7 @@ class DeviceProfile:
     def _predict_kind(self, kind: str, ops: list[OpConfig]) -> list[OpPrediction]:
         predictor = self.predictors.get(kind)
         if predictor is None:
-            return [self._bound(op) for op in ops]
+            return [self._measured(op) or self._bound(op) for op in ops]
         hot = predictor.latency_ms(ops)
         cold_extra = predictor.cold_extra_ms(ops)
         at = np.array([[op.in_channels, op.out_channels] for op in ops], np.float64)
@@ -198,24 +198,38 @@ class DeviceProfile:
         ]
 
     def _prediction(self, op: OpConfig, hot_ms: float, cold_extra_ms: float, predictor: Predictor) -> OpPrediction:
-        table = self.tables.get(op.static_key)
-        point = table.points.get((op.in_channels, op.out_channels)) if table else None
-        if point is not None:
-            extra = self.network.cold_share * (
-                cold_extra_ms if point.cold_ms is None else point.cold_ms - point.latency_ms
-            )
-            low, high = max(0.0, point.low_ms + extra), point.high_ms + extra
-            return OpPrediction(max(point.latency_ms + extra, 0.0), low, high, "measured")
+        if measured := self._measured(op, cold_extra_ms):
+            return measured
         latency = hot_ms + self.network.cold_share * cold_extra_ms
         width = predictor.interval_ratio(op)
-        source = "predicted" if table is not None or predictor.inside(op) else "extrapolated"
-        return OpPrediction(latency, latency / width, latency * width, source)
+        inside = op.static_key in self.tables or (
+            op.dtype in self._dtypes.get(op.kind, {self.precision}) and predictor.inside(op)
+        )
+        return OpPrediction(latency, latency / width, latency * width, "predicted" if inside else "extrapolated")
+
+    def _measured(self, op: OpConfig, cold_extra_ms: float = 0.0) -> OpPrediction | None:
+        """The operation's own point of the table; None where there is none."""
+        table = self.tables.get(op.static_key)
+        point = table.points.get((op.in_channels, op.out_channels)) if table else None
+        if point is None:
+            return None
+        extra = self.network.cold_share * (cold_extra_ms if point.cold_ms is None else point.cold_ms - point.latency_ms)
+        low, high = max(0.0, point.low_ms + extra), point.high_ms + extra
+        return OpPrediction(max(point.latency_ms + extra, 0.0), low, high, "measured")
 
     def _bound(self, op: OpConfig) -> OpPrediction:
         latency = self.roofline.latency_ms(op)
         if self.kind == "analytic":
             return OpPrediction(latency, latency, latency, "analytic")
         return OpPrediction(latency, latency, float("inf"), "bounded")
+
+    @cached_property
+    def _dtypes(self) -> dict[str, set[str]]:
+        """Kind -> element types that it was measured in."""
+        found: dict[str, set[str]] = {}
+        for table in self.tables.values():
+            found.setdefault(table.op.kind, set()).add(table.op.dtype)
+        return found
 
     @cached_property
     def _residuals(self) -> dict[str, Floats]:

@@ -182,7 +182,8 @@ def _merge(
         return Kernel(dataclasses.replace(kernel.op, activation=op.activation), kernel.main, nodes, kernel.inputs)
     if op.kind == "batch_norm" and bare and not kernel.op.residual and f"{kernel.op.kind}+batch_norm" in fusions:
         return Kernel(dataclasses.replace(kernel.op, use_bias=True), kernel.main, nodes, kernel.inputs)
-    if op.kind == "add" and op.operands == 2 and inputs[0] != inputs[1] and bare and not kernel.op.residual:
+    plain = op.kind == "add" and op.operands == 2 and not op.broadcast and inputs[0] != inputs[1]
+    if plain and bare and not kernel.op.residual:
         if f"{kernel.op.kind}+add" in fusions:
             other = inputs[1] if inputs[0] == source else inputs[0]
             merged = dataclasses.replace(kernel.op, residual=True, activation=op.activation)

@@ -12,6 +12,8 @@ from typing import Any
 
 TEXT_LIMIT = 2000
 MOST_SAMPLES = 10_000_000
+MOST_MS = 1e9
+MOST_LAYOUT_BLOCK = 1024
 
 
 def values_of(line: str) -> dict[str, Any]:
@@ -39,15 +41,22 @@ def hello_of(line: str) -> dict[str, Any]:
 
 
 def checked_hello(found: dict[str, Any]) -> dict[str, Any]:
-    """The same values, with a package and a version that can be printed.
+    """The same values, with a package, a version and a device that can be printed.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it names no package or version, or its device or layout is none.
     """
     for name in ("package", "version"):
         if not isinstance(found.get(name), str) or len(found[name]) > TEXT_LIMIT:
             raise ValueError(f"expected a worker that names its {name}. Received: {plain(json.dumps(found), 200)}")
         found[name] = plain(found[name])
+    if "device" in found:
+        if not isinstance(found["device"], str):
+            raise ValueError("its device is no name")
+        found["device"] = plain(found["device"])
+    block = found.get("layout_block", 1)
+    if type(block) is not int or not 1 <= block <= MOST_LAYOUT_BLOCK:
+        raise ValueError(f"its layout_block is {plain(repr(block), 40)}, expected a whole number of channels")
     return found
 
 
@@ -93,8 +102,8 @@ def _check_summary(name: str, found: Any, zero: bool = False) -> None:
     if not isinstance(deciles, list) or len(deciles) not in ({0, 9} if name == "wall_ms" else {9}):
         raise ValueError(f"{name} has no nine deciles")
     for value in (found.get("min"), found.get("median"), *deciles):
-        if type(value) not in (int, float) or value < 0 or (value == 0 and not zero):
-            raise ValueError(f"{name} holds {plain(repr(value), 40)}, expected milliseconds above zero")
+        if type(value) not in (int, float) or not 0 <= value <= MOST_MS or (value == 0 and not zero):
+            raise ValueError(f"{name} holds {plain(str(value), 40)}, expected milliseconds above zero")
 
 
 def _finite(text: str) -> float:

@@ -117,8 +117,7 @@ def standing_warnings(who: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         )
     if load is not None and load > BUSY_SHARE * cores:
         found.append(
-            f"The load is {load:.2f} on {cores} cores: something else is running. Stop it, or profile in more "
-            "--rounds."
+            f"The load is {load:.2f} on {cores} cores: something else is running. Stop it, or profile in more --rounds."
         )
     if governor not in {None, "performance"}:
         found.append(

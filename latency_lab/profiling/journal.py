@@ -33,6 +33,7 @@ from latency_lab.profiling.tasks import Task
 VERSION = 1
 _OWN = ("id", "key", "round", "task", "board")
 """What the journal says of a block, and no worker."""
+_HEADER = '{"key": "environment"'
 
 
 class Journal:
@@ -68,10 +69,7 @@ class Journal:
             FileFormatError: the file is missing or is no journal; the message names the line.
         """
         journal = cls(path)
-        try:
-            text = journal.path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise FileFormatError(f"Cannot read a journal from {path}: {error.strerror or error}.") from error
+        text = _text(journal.path)
         for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
             try:
                 journal._take(json.loads(line))
@@ -95,9 +93,13 @@ class Journal:
 
         Raises:
             EnvironmentMismatchError: the journal is of another environment; the message says in what.
+            FileFormatError: the file is no journal; it is left as it is.
         """
         path = Path(path)
-        if path.exists() and "\n" in path.read_text(encoding="utf-8"):
+        text = _text(path) if path.exists() else ""
+        if text and "\n" not in text and not _HEADER.startswith(text[: len(_HEADER)]):
+            raise FileFormatError(f"{path} is not a journal, and is left as it is. Name another journal (--journal).")
+        if "\n" in text:
             journal = cls.load(path)
             found = differences(journal.identity, identity)
             if found and not force:
@@ -217,6 +219,15 @@ def block_line(key: str, round_: int, found: Mapping[str, Any], **more: Any) -> 
 def failed(reason: str) -> dict[str, Any]:
     """What a block that could not be measured has in an answer's place."""
     return {"status": "failed", "reason": reason}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileFormatError(f"Cannot read a journal from {path}: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not a journal: it is no UTF-8 text.") from error
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -141,7 +141,7 @@ class _Run:
                 if round_ and self.protocol.process(round_) != self.protocol.process(round_ - 1):
                     self._new_worker()
                 _, now = environment_of(self.worker)
-                self.journal.append({"key": "conditions", "round": round_, "status": "note", **now})
+                self.journal.append({**block_line("conditions", round_, now), "status": "note"})
                 for _, task in tasks:
                     if not self.journal.has(task.key, round_):
                         self.journal.append(self._block(task, round_, models), task)

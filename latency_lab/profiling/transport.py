@@ -124,8 +124,12 @@ class Pipe:
         threading.Thread(target=self._write, args=(data,), daemon=True).start()
 
     def end(self) -> None:
-        """Send nothing more."""
-        with contextlib.suppress(OSError):
+        """Send nothing more, by a thread: closing waits for what is being sent, and a process that stands still takes
+        none."""
+        threading.Thread(target=self._close, daemon=True).start()
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.close()
 

@@ -48,6 +48,12 @@ def test_values_and_slopes_are_numpys(name: str, widths: tuple[float, float]) ->
     assert cost.gradient(tensor, keras.ops).numpy() == slopes
 
 
+@pytest.mark.parametrize("widths", [None, {}, np.array([8.0, 48.0]), [8.0, 48.0]])
+def test_widths_in_any_form_are_keras_own_type(widths) -> None:
+    assert float(LATENCY.value(widths, keras.ops)) == pytest.approx(LATENCY.value(widths), rel=1e-5)
+    assert LATENCY.gradient(widths, keras.ops).numpy() == pytest.approx(LATENCY.gradient(widths), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", COSTS)
 def test_slopes_at_knots_are_numpys(name: str) -> None:
     for widths in ([16.0, 32.0], [32.0, 48.0], [4.0, 16.0]):

@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_a_block_passes_with_what_is_not_known_here():
         {"wall_ms": None},
         {"wall_ms": {**SUMMARY, "min": 0.0}},
         {"wall_ms": {**SUMMARY, "min": -1.0}},
+        {"wall_ms": {**SUMMARY, "min": 10**400}},
         {"wall_ms": {**SUMMARY, "median": "1"}},
         {"wall_ms": {**SUMMARY, "deciles": [0.5] * 8}},
         {"wall_ms": {**SUMMARY, "min": float("inf")}},
@@ -61,6 +63,27 @@ def test_a_reason_is_plain_and_short():
     assert len(reason) == 2000
     assert reason.isprintable()
     assert plain("a\nb\x00") == "a b "
+
+
+@pytest.mark.parametrize("more", ['"device": 3', '"layout_block": "16x"', '"layout_block": 0', '"layout_block": true'])
+def test_a_hello_with_another_device_or_layout_is_refused(more):
+    with pytest.raises(ValueError, match="its (device|layout_block) is"):
+        hello_of('{"package": "p", "version": "1", ' + more + "}")
+
+
+def test_a_device_s_name_can_be_printed():
+    found = hello_of('{"package": "p", "version": "1", "device": "GPU\\u001b[2J", "layout_block": 16}')
+    assert found == {"package": "p", "version": "1", "device": "GPU [2J", "layout_block": 16}
+
+
+def test_a_process_that_takes_nothing_does_not_hold_up_the_end():
+    pipe = Pipe([sys.executable, "-c", "import time; time.sleep(60)"])
+    pipe.say(b"x" * 10_000_000)
+    time.sleep(0.2)
+    began = time.monotonic()
+    pipe.end()
+    pipe.close()
+    assert time.monotonic() - began < 30
 
 
 def test_a_hello_names_package_and_version():

@@ -284,6 +284,13 @@ def test_layers_without_an_op_are_bounded_listed_and_counted() -> None:
     assert ParamsCost(graph).at() == params + 77
 
 
+def test_a_layer_without_an_op_is_out_of_bounds() -> None:
+    graph = residual_net()
+    graph.unknown = (Unknown("attention", "MultiHeadAttention", 8_000, 2_000, 77),)
+    with pytest.raises(OutOfBoundsError, match=r"attention \(MultiHeadAttention\)"):
+        LatencyCost(graph, StepProfile(), out_of_bounds="raise")
+
+
 def test_out_of_bounds_can_be_refused() -> None:
     with pytest.raises(OutOfBoundsError, match=r"add \(add 8x8 n2 float32 32->32\).*'steps'.*bounded"):
         LatencyCost(residual_net(), StepProfile(unmeasured=frozenset({"add"})), out_of_bounds="raise")

@@ -13,6 +13,7 @@ from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
+from latency_lab.profiles.table import LookupTable
 from latency_lab.profiling import Journal, Task
 from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
 
@@ -51,6 +52,35 @@ def test_other_shapes_of_a_family_and_unknown_kinds(profile):
     sources = [p.source for p in profile.predict([near, far, unknown])]
     assert sources == ["predicted", "extrapolated", "bounded"]
     assert profile.predict([unknown])[0].high_ms == float("inf")
+
+
+def test_another_element_type_is_outside_of_what_was_measured(profile):
+    ops = [CONV.with_channels(32, 17), CONV.with_channels(23, 41)]
+    found = profile.predict([dataclasses.replace(op, dtype="int8") for op in ops])
+    assert [prediction.source for prediction in found] == ["extrapolated"] * 2
+
+
+def test_a_kind_whose_only_point_is_held_out_is_still_measured(profile):
+    only = OpConfig("add", height=14, width=14, in_channels=8, out_channels=8, operands=2)
+    table = LookupTable(only, {(8, 8): Point(8, 8, 0.25, 0.2, 0.3)})
+    more = dataclasses.replace(profile, tables={**profile.tables, only.static_key: table})
+    (found,) = more.predict([only])
+    assert (found.latency_ms, found.source) == (0.25, "measured")
+
+
+def test_a_mean_over_channels_has_no_steps(tmp_path):
+    ops = [OpConfig("channel_mean", height=14, width=14, in_channels=c, out_channels=1) for c in range(8, 96, 8)]
+    found = fit_profile(write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops]))
+    assert {step["quantum"] for step in found.steps} <= {1}
+
+
+def test_the_cold_part_of_a_kernel_has_its_group_s_factor():
+    rng = np.random.default_rng(0)
+    hot, cold = rng.uniform(0.5, 3.0, (40, 4)), rng.uniform(0.2, 1.0, (40, 4))
+    a, share = np.array([1.1, 0.9, 1.3, 1.0]), 0.4
+    latency = (hot + share * cold) @ a
+    terms = np.column_stack([hot, cold, np.full(40, 12.0), np.zeros(40)])
+    assert np.abs(leave_one_out(terms, latency, -1.0)).max() < 0.01
 
 
 def test_the_step_is_found(profile):
@@ -133,7 +163,7 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
         latency = hot.sum(axis=1) + 5e-8 * columns[true]
         errors = {}
         for size, beyond in columns.items():
-            terms = np.column_stack([hot, np.zeros(40), np.full(40, 12.0), beyond])
+            terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), beyond])
             errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
         assert min(errors, key=errors.get) == true
 

@@ -1,3 +1,5 @@
+import pytest
+
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import fuse, fused_network
 from latency_lab.profiles.fusions import as_stored
@@ -29,6 +31,22 @@ def test_a_residual_block_with_fused_add():
     assert kernels[1].op.activation == "relu"
     assert kernels[1].nodes == (3, 4, 5, 6)
     assert kernels[1].inputs == (0, 0)
+
+
+@pytest.mark.parametrize("broadcast", ["channels", "positions"])
+def test_a_sum_over_more_positions_than_its_conv_has_is_not_swallowed(broadcast):
+    size = {"height": 56, "width": 56, "in_channels": 8, "out_channels": 8}
+    network = Network(
+        (
+            (OpConfig("conv2d", **size), (-1,)),
+            (OpConfig("global_avg_pool", **size), (0,)),
+            (OpConfig("conv2d", in_channels=8, out_channels=8), (1,)),
+            (OpConfig("add", **size, operands=2, broadcast=broadcast), (0, 2)),
+        )
+    )
+    found = [kernel.op for kernel in fuse(network, {"conv2d+add"})]
+    assert [op.kind for op in found] == ["conv2d", "global_avg_pool", "conv2d", "add"]
+    assert not any(op.residual for op in found)
 
 
 def test_what_two_nodes_read_is_not_swallowed():

@@ -132,6 +132,23 @@ def test_wrong_files_are_named_with_the_line(tmp_path):
         Journal.load(path)
 
 
+@pytest.mark.parametrize("content", [b'{"name": "other"}', b"\xff\xfe{\x00", b"\x1f\x8b\x08\n"])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, content):
+    path = tmp_path / "notes.json"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match="notes.json is not a journal"):
+        Journal.resume(path, {"cpu": "x"}, Protocol())
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", ["", '{"key": "env', '{"key": "environment", "round": -1, "sta'])
+def test_a_header_that_was_cut_off_is_begun_anew(tmp_path, content):
+    path = tmp_path / "j.jsonl"
+    path.write_text(content)
+    Journal.resume(path, {"cpu": "x"}, Protocol()).close()
+    assert Journal.load(path).identity == {"cpu": "x"}
+
+
 def test_tasks_survive_the_journal(tmp_path):
     path = tmp_path / "j.jsonl"
     network = Network(((OPS[0], (-1,)), (OPS[0].with_channels(8, 2), (0,))), "pair")

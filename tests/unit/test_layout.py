@@ -210,3 +210,12 @@ def test_the_cost_counts_reorders_by_the_tensors_that_they_move():
     by_kind = {o.kind: o.latency_ms for o in estimate.ops}
     assert by_kind[OUT] == pytest.approx(2 * by_kind[IN])
     assert by_kind[IN] == pytest.approx(2 * 4 * 64 * 32 * 1e-6)
+
+
+def test_a_reorder_of_an_input_that_two_convs_read_moves_the_input_s_channels():
+    nodes = [Node(f"n{i}", conv(64, 256, kernel=1), (-1,), f"n{i}") for i in range(2)]
+    graph = ChannelGraph.fixed(nodes, [(8, 8, 64)], (), "net", "keras")
+    rules = frozenset({"input+transpose"})
+    profile = DeviceProfile("d", "onnxruntime", "measured", Roofline(1e9, 1.0), fusions=rules, layout_block=16)
+    (reorder,) = [o for o in LatencyCost(graph, profile).estimate().ops if o.kind == IN]
+    assert reorder.latency_ms == pytest.approx(2 * 4 * 64 * 64 * 1e-6)
