@@ -36,7 +36,16 @@ from latency_lab.errors import LatencyLabError
 from latency_lab.plan import measure_in_general
 from latency_lab.plan.general import lone_and_whole
 from latency_lab.profiles import DeviceProfile
-from latency_lab.profiling import Journal, LocalWorker, Progress, Protocol, Worker, WorkerDiedError, statistic
+from latency_lab.profiling import (
+    Journal,
+    LocalWorker,
+    Progress,
+    Protocol,
+    Statistic,
+    Worker,
+    WorkerDiedError,
+    statistic,
+)
 from latency_lab.profiling.environment import conditions, identity
 
 PASS_SHARES = (0.4, 0.6)
@@ -59,7 +68,9 @@ def main() -> None:
     profile, made = general_profile(args, key, folder, networks)
     if not args.refit:
         networks.finish()
-    rows = [row(entry, path, profile, networks.blocks.get(entry["name"], []), args.cache) for entry, path in found]
+    book = Journal.load(folder / "profile.journal.jsonl")
+    blocks = {entry["name"]: networks.blocks.get(entry["name"], []) for entry, _ in found}
+    rows = [row(entry, path, profile, book, blocks[entry["name"]], args.cache) for entry, path in found]
     write(args.output, key, {"profile": made, **summary(rows), "networks": rows, "not_measured": missing})
 
 
@@ -99,7 +110,7 @@ def own(
         )
     networks.finish()
     profile = ll.fit_profile(book, name=f"{key}, own kernels")
-    rows = [row(entry, path, profile, networks.blocks.get(entry["name"], [])) for entry, path in found]
+    rows = [row(entry, path, profile, book, networks.blocks.get(entry["name"], [])) for entry, path in found]
     made = {"kernels": len(ops), "seconds": round(spent.seconds, 1), "half_width": profile.network.half_width}
     return {**made, **summary(rows), "networks": rows}
 
@@ -131,6 +142,7 @@ def general_profile(
         "points": len(book.blocks),
         "failed": len(book.failures),
         "rounds": Protocol().rounds,
+        "slowdown": {f"p{q}": round(float(np.percentile(book.slowdowns, q)), 3) for q in (10, 50, 90)},
         "bytes_of_json": len(json.dumps(profile.to_json())),
         "holdout": _pooled(profile.holdout),
         "networks": len(profile.network.residuals),
@@ -219,7 +231,6 @@ class Networks:
             block = json.loads(line)
             self.blocks.setdefault(block["name"], []).append(block)
         self._file = journal.open("a")
-        self._paths = {entry["name"]: path for entry, path in found}
         self._waiting = []
         for round_ in range(self._protocol.rounds):
             left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
@@ -236,19 +247,10 @@ class Networks:
             self._one()
 
     def finish(self) -> None:
-        """Measures what is left, the extra rounds of unstable networks with it, and ends."""
+        """Measures what is left, and ends."""
         while self._waiting:
             self._one()
-        for round_ in range(self._protocol.rounds, self._protocol.rounds + self._protocol.extra_rounds):
-            self._waiting = [(name, path, round_) for name, path in self._paths.items() if self._needs(name, round_)]
-            random.Random(round_).shuffle(self._waiting)
-            while self._waiting:
-                self._one()
         self.close()
-
-    def _needs(self, name: str, round_: int) -> bool:
-        blocks = [block for block in self.blocks.get(name, ()) if block["status"] == "ok"]
-        return bool(blocks) and max(b["round"] for b in blocks) < round_ and statistic(blocks).unstable
 
     def close(self) -> None:
         """Ends the worker, and what was measured is kept."""
@@ -267,7 +269,7 @@ class Networks:
         except WorkerDiedError as error:
             block = {"status": "failed", "reason": str(error)}
             self._restart()
-        line = {**block, "name": name, "round": round_}
+        line = {**block, "name": name, "round": round_, "time": round(time.time(), 2)}
         self.blocks.setdefault(name, []).append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -279,10 +281,16 @@ class Networks:
         self._worker = self._start()
 
 
+def measured(blocks: Sequence[dict[str, Any]], book: Journal) -> Statistic:
+    """The statistic of a network's blocks at the machine's good speed, by the operations measured around them."""
+    return statistic(blocks, [book.slowdown_at(block["time"]) for block in blocks])
+
+
 def row(
     entry: dict[str, Any],
     path: Path,
     profile: DeviceProfile,
+    book: Journal,
     blocks: Sequence[dict[str, Any]],
     cache: Path | None = None,
 ) -> dict[str, Any]:
@@ -291,7 +299,7 @@ def row(
     good = [block for block in blocks if block["status"] == "ok"]
     if not good:
         return {**base, "failed": next((b["reason"] for b in blocks), "not measured")}
-    s = statistic(good)
+    s = measured(good, book)
     base |= {"measured_ms": round(s.latency_ms, 4), "unstable": s.unstable, "rounds": s.rounds}
     try:
         graph = ll.ChannelGraph.from_model(path)

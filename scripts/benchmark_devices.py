@@ -36,14 +36,14 @@ from typing import Any
 import _sshd
 import accuracy_models
 import numpy as np
-from benchmark_accuracy import Networks, Stopwatch
+from benchmark_accuracy import Networks, Stopwatch, measured
 
 import latency_lab as ll
 from latency_lab import files
 from latency_lab.fitting.network import fit_network
 from latency_lab.plan import plan
 from latency_lab.profiles import DeviceProfile, NetworkCorrection
-from latency_lab.profiling import Device, Journal, Protocol, device, statistic
+from latency_lab.profiling import Device, Journal, Protocol, device
 
 NETWORKS = (
     "MobileNet-224",
@@ -160,19 +160,19 @@ def row(
     good = [block for block in blocks if block["status"] == "ok"]
     if not good:
         return {"name": name, "failed": next((block["reason"] for block in blocks), "not measured")}
-    measured = statistic(good)
+    found = measured(good, journal)
     estimate = ll.LatencyCost(graph, profile).estimate()
     apart = ll.LatencyCost(graph, held_out(name, profile, journal)).estimate().latency_ms
     return {
         "name": name,
-        "measured_ms": round(measured.latency_ms, 4),
-        "unstable": measured.unstable,
-        "rounds": measured.rounds,
+        "measured_ms": round(found.latency_ms, 4),
+        "unstable": found.unstable,
+        "rounds": found.rounds,
         "slowest_round": round(max(b["wall_ms"]["min"] for b in good) / min(b["wall_ms"]["min"] for b in good), 3),
         "predicted_ms": round(estimate.latency_ms, 4),
-        "error": round(estimate.latency_ms / measured.latency_ms - 1, 4),
+        "error": round(estimate.latency_ms / found.latency_ms - 1, 4),
         "predicted_held_out_ms": round(apart, 4),
-        "error_held_out": round(apart / measured.latency_ms - 1, 4),
+        "error_held_out": round(apart / found.latency_ms - 1, 4),
         "kernels": estimate.coverage["ops"],
         "kernels_measured": estimate.coverage["measured"],
     }

@@ -62,6 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+SLOW = 1.1
+"""From what slowdown on it is said."""
+
+
 @dataclass(frozen=True)
 class Profiled:
     """What was done.
@@ -73,6 +77,7 @@ class Profiled:
         unstable: names of those whose interval is wider than 10 % of their latency.
         rounds: blocks each.
         samples: in all blocks of the journal.
+        slowdown: how many times as long the slowest tenth of the blocks took, at least, as at the machine's good speed.
         boards: of a fleet, name -> blocks, ratio to the fleet's median on common operations, and whether that is off.
         seconds: that this run took, with reading, planning and fitting.
     """
@@ -84,11 +89,14 @@ class Profiled:
     unstable: list[str]
     rounds: int
     samples: int
+    slowdown: float
     boards: dict[str, dict[str, Any]]
     seconds: float
 
     def __str__(self) -> str:
         lines = [f"{self.points} points, {self.rounds} rounds, {self.samples} samples, {self.seconds:.1f} seconds"]
+        if self.slowdown > SLOW:
+            lines.append(f"a tenth of the time the machine was {self.slowdown:.2f} times slower or more: divided out")
         lines += [boards_line(self.boards)] if self.boards else []
         if self.unstable:
             lines.append(f"{len(self.unstable)} points are unstable (interval wider than 10 %): see latency-lab doctor")
@@ -102,6 +110,8 @@ class Profiled:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, measure, fit, write."""
+    import numpy as np
+
     import latency_lab
     from latency_lab.profiling.boards import boards_of
 
@@ -124,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         unstable=[key for key in journal.blocks if journal.statistic(key).unstable],
         rounds=int(journal.protocol["rounds"]),
         samples=journal.samples,
+        slowdown=round(float(np.percentile(journal.slowdowns, 90)), 3),
         boards=boards_of(journal),
         seconds=round(time.monotonic() - began, 1),
     )

@@ -2,7 +2,7 @@
 
     {"key": "environment", "round": -1, "status": "header", "journal": 1, "identity": {...}, "protocol": {...}}
     {"key": "conditions", "round": 0, "status": "note", "load": ...}
-    {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "count": ..., "wall_ms": {...}}
+    {"key": "dense 1x1 bias float32 8->8", "round": 0, "status": "ok", "task": {...}, "wall_ms": {...}, "time": ...}
     {"key": "...", "round": 0, "status": "failed", "reason": "..."}
 
 A line of a fleet's journal names the board that measured it ("board"), and some are of operations that every board
@@ -10,8 +10,8 @@ times again and again, by which boards are compared; they are no part of the mea
 
     {"key": "dense 1x1 ...", "round": 0, "status": "common", "board": "pi-3", "count": ..., "wall_ms": {...}}
 
-"task" stands in the first line of a key alone. A key and round stand in at most one line. A run that goes on with other
-settings adds a header: the last one counts.
+"task" stands in the first line of a key alone; "time" is when the line was written, seconds since 1970. A key and round
+stand in at most one line. A run that goes on with other settings adds a header: the last one counts.
 """
 
 from __future__ import annotations
@@ -19,19 +19,24 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from latency_lab.errors import EnvironmentMismatchError, FileFormatError
 from latency_lab.ops import Network
+from latency_lab.profiling.drift import slowdowns
 from latency_lab.profiling.environment import differences
-from latency_lab.profiling.protocol import Protocol, Statistic, statistic
+from latency_lab.profiling.protocol import Protocol, Statistic, block_latency_ms, statistic
 from latency_lab.profiling.tasks import Task
 
 VERSION = 1
-_OWN = ("id", "key", "round", "task", "board")
+_OWN = ("id", "key", "round", "task", "board", "time")
 """What the journal says of a block, and no worker."""
 _HEADER = '{"key": "environment"'
 
@@ -60,6 +65,9 @@ class Journal:
         self.notes: list[dict[str, Any]] = []
         self.common: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
+        self._measured: list[dict[str, Any]] = []
+        self._rows: dict[str, list[int]] = {}
+        self._slowdowns = np.ones(0)
 
     @classmethod
     def load(cls, path: str | Path) -> Journal:
@@ -128,6 +136,8 @@ class Journal:
             line = {**line, "task": task.to_json()}
         if self._file is None:
             raise FileFormatError(f"The journal {self.path} is open for reading alone.")
+        if line["status"] == "ok":
+            line = {**line, "time": round(time.time(), 2)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self._take(line)
@@ -164,8 +174,25 @@ class Journal:
         return sorted((r, left) for r, left in found.items() if r < protocol.rounds + protocol.extra_rounds)
 
     def statistic(self, key: str) -> Statistic:
-        """The protocol's statistic of a task that was measured."""
-        return statistic(self.blocks[key])
+        """The protocol's statistic of a task that was measured, at the machine's good speed."""
+        return statistic(self.blocks[key], self.slowdowns[self._rows[key]])
+
+    @property
+    def slowdowns(self) -> npt.NDArray[np.float64]:
+        """How many times as long each block took as at the machine's good speed (`drift`), in their order, [blocks]."""
+        if len(self._slowdowns) != len(self._measured):
+            lines = self._measured
+            latency_ms = [block_latency_ms(line) for line in lines]
+            boards = [line.get("board", "") for line in lines]
+            self._slowdowns = slowdowns([line["key"] for line in lines], boards, latency_ms)
+        return self._slowdowns
+
+    def slowdown_at(self, time_s: float) -> float:
+        """The same of the block that was written next to this time, seconds since 1970; 1 where there is none."""
+        times = np.array([line.get("time", np.inf) for line in self._measured])
+        if not np.isfinite(times).any():
+            return 1.0
+        return float(self.slowdowns[int(np.argmin(np.abs(times - time_s)))])
 
     def close(self) -> None:
         """Ends writing."""
@@ -200,6 +227,8 @@ class Journal:
             self.tasks[key] = Task(Network.from_json(task["network"]), task["role"], task["cold"])
         if status == "ok":
             self.blocks.setdefault(key, []).append(line)
+            self._rows.setdefault(key, []).append(len(self._measured))
+            self._measured.append(line)
         else:
             self.failures[key] = line["reason"]
 

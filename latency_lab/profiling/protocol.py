@@ -5,9 +5,10 @@ operation. What is unstable after the rounds that all have (`Statistic.unstable`
 stable or has had `extra_rounds`: on a machine that is slowed down now and then, more rounds tell which are not. On
 reading:
 
-    latency = lower quartile over rounds of min(wall minimum, 10th percentile of thread CPU time)
+    latency = lower quartile over rounds of min(wall minimum, 10th percentile of thread CPU time) / slowdown
 
-and below 1 ms of the wall minimum alone. Of five rounds the lower quartile is the second lowest: what was seen once may
+and below 1 ms of the wall minimum alone. The slowdown is the machine's at that moment (`drift`), where a journal has
+enough blocks to tell. Of five rounds the lower quartile is the second lowest: what was seen once may
 be luck, and a minimum falls with the number of rounds, which is not the same for all. A run that is longer than a
 scheduler slice may never go through without being preempted, which thread CPU time does not count. Rounds below a
 quarter of their median are left out: of a short kernel, whose time is a span less the profiler's own part, a bad
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 WALL_ONLY_BELOW_MS = 1.0
 UNSTABLE_WIDTH = 0.10
@@ -100,17 +102,23 @@ def block_latency_ms(block: Mapping[str, Any]) -> float:
     return min(wall, float(block["cpu_ms"]["deciles"][0]))
 
 
-def statistic(blocks: Sequence[Mapping[str, Any]]) -> Statistic:
-    """The statistic of an operation's blocks, one a round; at least one."""
-    found = np.array([block_latency_ms(block) for block in blocks])
+def statistic(blocks: Sequence[Mapping[str, Any]], slowdowns: npt.ArrayLike | None = None) -> Statistic:
+    """The statistic of an operation's blocks.
+
+    Args:
+        blocks: one a round; at least one.
+        slowdowns: how many times as long each took as at the machine's good speed; None: not known, 1.
+    """
+    slow = np.ones(len(blocks)) if slowdowns is None else np.asarray(slowdowns, np.float64)
+    found = np.array([block_latency_ms(block) for block in blocks]) / slow
     rounds = found[found >= LEAST_OF_MEDIAN * np.median(found)]
     draws = np.random.default_rng(0).integers(0, len(rounds), (200, len(rounds)))
     low, high = np.percentile(np.percentile(rounds[draws], QUARTILE, axis=1), [5, 95])
     latency = float(np.percentile(rounds, QUARTILE))
-    cold = [block["cold_ms"]["min"] for block in blocks if block.get("cold_ms")]
+    cold = [block["cold_ms"]["min"] / s for block, s in zip(blocks, slow, strict=True) if block.get("cold_ms")]
     return Statistic(
         latency_ms=latency,
-        median_ms=float(np.median([block["wall_ms"]["median"] for block in blocks])),
+        median_ms=float(np.median([block["wall_ms"]["median"] for block in blocks] / slow)),
         low_ms=float(low),
         high_ms=float(high),
         cold_ms=float(np.median(cold)) if cold else None,

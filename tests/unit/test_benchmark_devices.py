@@ -29,7 +29,15 @@ def devices(monkeypatch):
 
 
 def block(ms, **more):
-    return {"status": "ok", "count": 5, "wall_ms": {"min": ms, "median": ms}, "cpu_ms": None, "cold_ms": None, **more}
+    return {
+        "status": "ok",
+        "count": 5,
+        "wall_ms": {"min": ms, "median": ms},
+        "cpu_ms": None,
+        "cold_ms": None,
+        "time": 0.0,
+        **more,
+    }
 
 
 def test_the_ten_are_of_the_list_and_every_case_is_converted_for(devices):
@@ -136,21 +144,16 @@ def test_networks_are_measured_evenly_between_the_operations_and_go_on_where_the
     assert json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])["round"] == 0
 
 
-def test_unstable_networks_are_measured_in_extra_rounds(devices, tmp_path):
+def test_a_network_s_blocks_are_read_at_the_good_speed_of_the_machine(devices, tmp_path):
     benchmark = sys.modules["benchmark_accuracy"]
-
-    class Stepping(StandIn):
-        def block(self, path, settings):
-            self.asked.append(path)
-            count = self.asked.count(path)
-            return block(1.0 + count if path == "b" and count <= 3 else 1.0)
-
-    worker = Stepping()
-    networks = benchmark.Networks([({"name": n}, Path(n)) for n in "ab"], lambda: worker, tmp_path / "n.jsonl")
-    networks.finish()
-    assert len(networks.blocks["a"]) == 5
-    assert 5 < len(networks.blocks["b"]) < 15
-    assert [found["round"] for found in networks.blocks["b"]] == list(range(len(networks.blocks["b"])))
+    journal = Journal(tmp_path / "j.jsonl")
+    for round_ in range(5):
+        for i in range(60):
+            ms = (1.0 + i) * (1.5 if round_ == 4 else 1.0)
+            journal._take({**block(ms), "key": f"op {i}", "round": round_, "time": 100.0 * round_ + i})
+    found = benchmark.measured([block(2.0, time=50.0), block(3.0, time=430.0)], journal)
+    assert found.latency_ms == pytest.approx(2.0)
+    assert not found.unstable
 
 
 def test_two_passes_have_a_share_each(devices, tmp_path):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from latency_lab.profiling import Protocol, ratio_interval, statistic
+from latency_lab.profiling.drift import slowdowns
 from latency_lab.profiling.protocol import block_latency_ms
 
 
@@ -63,3 +64,34 @@ def test_a_round_that_is_next_to_nothing_is_left_out():
 def test_a_whole_network_takes_more_runs_a_block():
     protocol = Protocol(min_repeats=3, network_repeats=9)
     assert [protocol.settings(whole)["min_repeats"] for whole in (False, True)] == [3, 9]
+
+
+def test_what_all_operations_of_a_moment_have_in_common_is_the_machine_s():
+    rng = np.random.default_rng(0)
+    true, moments = rng.uniform(0.01, 5.0, 120), [1.0, 1.4, 1.1, 2.0, 1.0, 1.0]
+    names, times, slow = [], [], []
+    for moment in moments:
+        order = rng.permutation(120)
+        noise = np.exp(0.02 * np.abs(rng.standard_normal(120)))
+        noise[:10] *= 3.0  # disturbed, each on its own
+        names += [f"op {i}" for i in order]
+        times += list(true[order] * moment * noise)
+        slow += [moment] * 120
+    found = slowdowns(names, [""] * 720, times)
+    assert found == pytest.approx(np.array(slow), rel=0.02)
+
+
+def test_each_board_has_moments_of_its_own():
+    names = [f"op {i}" for i in range(60) for _ in "ab"] * 4
+    found = slowdowns(names, ["a", "b"] * 240, [1.0, 1.3] * 240)
+    assert found.tolist() == pytest.approx([1.0, 1.3] * 240)
+
+
+@pytest.mark.parametrize("count", [0, 1, 59])
+def test_too_few_blocks_tell_nothing_of_the_machine(count):
+    assert slowdowns(["a"] * count, [""] * count, np.linspace(1.0, 2.0, count)).tolist() == [1.0] * count
+
+
+def test_a_statistic_is_at_the_good_speed():
+    found = statistic([block(1.0, cold=2.0), block(1.5, cold=3.0)], [1.0, 1.5])
+    assert (found.latency_ms, found.low_ms, found.high_ms, found.cold_ms) == (1.0, 1.0, 1.0, 2.0)
