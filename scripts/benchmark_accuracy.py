@@ -47,6 +47,7 @@ from latency_lab.profiling import (
     statistic,
 )
 from latency_lab.profiling.environment import conditions, identity
+from latency_lab.profiling.protocol import block_latency_ms
 
 PASS_SHARES = (0.4, 0.6)
 """Rounds of the networks that go with the first and the second pass of the profile."""
@@ -143,6 +144,7 @@ def general_profile(
         "failed": len(book.failures),
         "rounds": Protocol().rounds,
         "slowdown": {f"p{q}": round(float(np.percentile(book.slowdowns, q)), 3) for q in (10, 50, 90)},
+        "scatter": {"as_measured": scatter(book, 0.0), "at_good_speed": scatter(book, 1.0)},
         "bytes_of_json": len(json.dumps(profile.to_json())),
         "holdout": _pooled(profile.holdout),
         "networks": len(profile.network.residuals),
@@ -151,6 +153,20 @@ def general_profile(
     }
     files.write_json(report, made)
     return ll.load_profile(path), made
+
+
+def scatter(book: Journal, power: float) -> float:
+    """How far a block is from the median of its operation's blocks, at the median.
+
+    Args:
+        book: of the measurement.
+        power: 1 to divide by slowdowns, 0 not to.
+    """
+    of_task: dict[str, list[float]] = {}
+    for line, slow in zip(book.measured, book.slowdowns**power, strict=True):
+        of_task.setdefault(line["key"], []).append(block_latency_ms(line) / slow)
+    found = [np.array(times) / np.median(times) - 1 for times in of_task.values()]
+    return round(float(np.median(np.abs(np.concatenate(found)))), 4)
 
 
 class Stopwatch:

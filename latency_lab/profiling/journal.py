@@ -53,6 +53,7 @@ class Journal:
         failures: key -> reason.
         notes: conditions, a line a round (and board).
         common: blocks of the operations that every board of a fleet times.
+        measured: all blocks, in the order of measuring.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,7 +66,7 @@ class Journal:
         self.notes: list[dict[str, Any]] = []
         self.common: list[dict[str, Any]] = []
         self._file: IO[str] | None = None
-        self._measured: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
         self._rows: dict[str, list[int]] = {}
         self._slowdowns = np.ones(0)
 
@@ -180,8 +181,8 @@ class Journal:
     @property
     def slowdowns(self) -> npt.NDArray[np.float64]:
         """How many times as long each block took as at the machine's good speed (`drift`), in their order, [blocks]."""
-        if len(self._slowdowns) != len(self._measured):
-            lines = self._measured
+        if len(self._slowdowns) != len(self.measured):
+            lines = self.measured
             latency_ms = [block_latency_ms(line) for line in lines]
             boards = [line.get("board", "") for line in lines]
             self._slowdowns = slowdowns([line["key"] for line in lines], boards, latency_ms)
@@ -189,7 +190,7 @@ class Journal:
 
     def slowdown_at(self, time_s: float) -> float:
         """The same of the block that was written next to this time, seconds since 1970; 1 where there is none."""
-        times = np.array([line.get("time", np.inf) for line in self._measured])
+        times = np.array([line.get("time", np.inf) for line in self.measured])
         if not np.isfinite(times).any():
             return 1.0
         return float(self.slowdowns[int(np.argmin(np.abs(times - time_s)))])
@@ -227,8 +228,8 @@ class Journal:
             self.tasks[key] = Task(Network.from_json(task["network"]), task["role"], task["cold"])
         if status == "ok":
             self.blocks.setdefault(key, []).append(line)
-            self._rows.setdefault(key, []).append(len(self._measured))
-            self._measured.append(line)
+            self._rows.setdefault(key, []).append(len(self.measured))
+            self.measured.append(line)
         else:
             self.failures[key] = line["reason"]
 
