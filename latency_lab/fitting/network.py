@@ -4,9 +4,10 @@
     sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * bytes) / measured - 1)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
-absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps, and
-which cache, are the least of a few sizes that leave the networks as close as any to fits that have not seen them, but
-for what may be chance. It states how far each network is from a fit that has not seen it.
+absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
+those of a few sizes that leave the networks closest to fits that have not seen them; which cache, the closest to the
+core that does as well as any, but for what may be chance. It states how far each network is from a fit that has not
+seen it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     }
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
     tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
-    kept = least_of_good(tried)
+    kept = closest_cache(tried)
     found, residuals = _solve(terms[kept], latency, least_b), tried[kept]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
@@ -82,21 +83,20 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     )
 
 
-def least_of_good(errors: Mapping[tuple[float, float | None], Floats]) -> tuple[float, float | None]:
-    """The smallest (alone, cached) whose mean error is within one standard error of the least.
+def closest_cache(errors: Mapping[tuple[float, float | None], Floats]) -> tuple[float, float | None]:
+    """(cached, alone): the smallest `alone` that leaves an error within one standard error of the least, at its best.
 
-    The rule of L. Breiman et al., "Classification and Regression Trees", 1984: differences of less are chance, and one
-    run chose 64 MB where that of another hour chose 4. The cache that is closest to the core says what a lone kernel
-    finds again unless networks say otherwise.
+    The rule of L. Breiman et al., "Classification and Regression Trees", 1984: what differs by less is chance. The
+    cache closest to the core is what a lone kernel finds its weights in again, unless networks say otherwise.
 
     Args:
         errors: (cached, alone) -> of each network, [n].
     """
-    size = {sizes: np.abs(found) for sizes, found in errors.items()}
-    best = min(size.values(), key=np.mean)
-    most = float(np.mean(best)) + float(np.std(best)) / np.sqrt(len(best))
-    good = [sizes for sizes, found in size.items() if float(np.mean(found)) <= most]
-    return min(good, key=lambda sizes: (np.inf if sizes[1] is None else sizes[1], sizes[0]))
+    mean = {sizes: float(np.abs(found).mean()) for sizes, found in errors.items()}
+    best = min(mean, key=lambda sizes: mean[sizes])
+    most = mean[best] + float(np.abs(errors[best]).std()) / np.sqrt(len(errors[best]))
+    good = [sizes for sizes in mean if mean[sizes] <= most]
+    return min(good, key=lambda sizes: (np.inf if sizes[1] is None else sizes[1], mean[sizes]))
 
 
 def caches_of(journal: Journal) -> list[float] | list[None]:

@@ -8,7 +8,7 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, caches_of, conformal_quantile, least_of_good, leave_one_out
+from latency_lab.fitting.network import CACHED_BYTES, caches_of, closest_cache, conformal_quantile, leave_one_out
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
@@ -168,12 +168,13 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
         assert min(errors, key=errors.get) == true
 
 
-def test_of_caches_that_explain_as_much_the_least_is_taken():
+def test_of_caches_that_explain_as_much_the_closest_to_the_core_is_taken():
     close, far = np.array([0.03, -0.05, 0.04, 0.02]), np.array([0.2, -0.3, 0.1, 0.2])
     errors = {(0.0, 2e6): close + 0.001, (64e6, 3e8): close, (0.0, 3e8): close + 0.002}
-    assert least_of_good(errors) == (0.0, 2e6)
-    assert least_of_good({**errors, (0.0, 2e6): far}) == (0.0, 3e8)
-    assert least_of_good({(4e6, None): close, (0.0, None): far}) == (4e6, None)
+    assert closest_cache(errors) == (0.0, 2e6)
+    assert closest_cache({**errors, (2e6, 2e6): close}) == (2e6, 2e6)
+    assert closest_cache({**errors, (0.0, 2e6): far}) == (64e6, 3e8)
+    assert closest_cache({(4e6, None): close, (0.0, None): far}) == (4e6, None)
 
 
 def test_chord_stands_on_step_edges_from_zero(profile):
