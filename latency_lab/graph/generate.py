@@ -5,7 +5,6 @@ A network is given as a model is read: conv, batch norm and activation apart, be
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,10 +16,7 @@ from latency_lab.ops import Network, OpConfig
 RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
 _MAX_WIDTH = 1024
 _LAST_SIZE = 8
-_BLOCKS_OF_STAGE = ((1, 1), (1, 2), (2, 6))
-"""Fewest and most blocks of the first stage, of the second, and of the others: published networks have few where
-positions are many, and most of their weights where these are few. Networks with as many everywhere had half of the
-weights for a multiply-add that those of keras.applications have, and said little of what reading weights costs."""
+_MAX_BLOCKS = 6
 _TRIES = 100
 _SCALINGS = 4
 _NEAR = 0.3
@@ -97,8 +93,7 @@ def random_network(
 
     Returns:
         the network; widths 8 to 1024 (times 6 inside inverted residuals): multiples of 8 in three networks of five,
-        else of 4 or any. A stage has one block at first, then up to 2, then 2 to 6; stages follow until 8 positions a
-        side are left. Inverted, separable and bottleneck blocks are three times as frequent as others.
+        else of 4 or any. A stage has 1 to 6 blocks; stages follow until 8 positions a side are left.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -127,18 +122,16 @@ def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) ->
     stack = _Stack(int(rng.choice([8, 8, 8, 4, 1])))
     size, growth = int(rng.choice(resolutions)), float(rng.uniform(1.5, 2.4))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
-    names = sorted(_BLOCKS)
-    weights = np.array([3.0 if name in _FREQUENT else 1.0 for name in names])
-    kinds = rng.choice(names, size=int(rng.integers(1, 4)), replace=False, p=weights / weights.sum())
+    kinds = rng.choice(sorted(_BLOCKS), size=int(rng.integers(1, 4)), replace=False)
     x = stack.conv(_Tensor(-1, size, size, 3), stack.round(width), 3, 2 if size >= 32 else 1, act)
-    for stage in itertools.count():
+    stride = 1
+    while True:
         kind = str(rng.choice(kinds))
-        fewest, most = _BLOCKS_OF_STAGE[min(stage, len(_BLOCKS_OF_STAGE) - 1)]
-        for block in range(int(rng.integers(fewest, most + 1))):
-            x = _BLOCKS[kind](stack, rng, x, stack.round(width), 2 if block == 0 and stage else 1, act)
+        for block in range(int(rng.integers(1, _MAX_BLOCKS + 1))):
+            x = _BLOCKS[kind](stack, rng, x, stack.round(width), stride if block == 0 else 1, act)
         if x.height <= _LAST_SIZE:
             break
-        width *= growth
+        stride, width = 2, width * growth
     _head(stack, rng, x, act)
     return stack
 
@@ -291,4 +284,3 @@ _BLOCKS: dict[str, _Block] = {
     "cell": _cell,
     "preactivated": _preactivated,
 }
-_FREQUENT = {"inverted", "separable", "bottleneck"}
