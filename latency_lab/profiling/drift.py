@@ -22,6 +22,8 @@ MOMENT_BLOCKS = 60
 """Blocks of a moment: a few seconds."""
 GOOD = 25
 """The percentile of all moments, by blocks, that is the machine's good speed."""
+LEAST_MS = 1e-6
+"""What stands for a time of nothing, which a coarse clock may say."""
 PASSES = 30
 CLOSE = 1e-4
 
@@ -32,7 +34,7 @@ def slowdowns(operations: Sequence[str], boards: Sequence[str], latency_ms: npt.
     Args:
         operations: what was measured, [n], in the order of measuring.
         boards: on which board; each has moments of its own.
-        latency_ms: of the blocks, [n], above zero.
+        latency_ms: of the blocks, [n].
 
     Returns:
         [n]; 1 for all where there are too few blocks to tell moments apart.
@@ -45,7 +47,7 @@ def slowdowns(operations: Sequence[str], boards: Sequence[str], latency_ms: npt.
     """
     if not len(operations):
         return np.ones(0)
-    log = np.log(np.asarray(latency_ms, np.float64))
+    log = np.log(np.maximum(np.asarray(latency_ms, np.float64), LEAST_MS))
     operation, moment = _numbered(operations), _moments(boards)
     of_moment = np.zeros(moment.max() + 1)
     for _ in range(PASSES):

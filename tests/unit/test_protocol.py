@@ -81,6 +81,12 @@ def test_what_all_operations_of_a_moment_have_in_common_is_the_machine_s():
     assert found == pytest.approx(np.array(slow), rel=0.02)
 
 
+def test_times_of_nothing_disturb_no_other():
+    names = [f"op {i}" for i in range(60)] * 4
+    times = np.where(np.arange(240) % 60 < 5, 0.0, 2.0) * np.repeat([1.0, 1.0, 1.5, 1.0], 60)
+    assert slowdowns(names, [""] * 240, times).tolist() == pytest.approx([1.0] * 120 + [1.5] * 60 + [1.0] * 60)
+
+
 def test_each_board_has_moments_of_its_own():
     names = [f"op {i}" for i in range(60) for _ in "ab"] * 4
     found = slowdowns(names, ["a", "b"] * 240, [1.0, 1.3] * 240)
