@@ -325,7 +325,8 @@ def table(results: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     notes = [f"* {name}: {fault}" for name, entry in networks.items() for fault in faults(entry)]
     notes += [f"* {name}: {note}" for name, entry in networks.items() for note in _notes(entry)]
-    parts = [_summary(networks), _markdown(narrowed), "\n".join(notes), _markdown(seconds)]
+    caption = "CPU seconds to read the channel graph, to explain it, and to rebuild the network:"
+    parts = [_summary(networks), _markdown(narrowed), "\n".join(notes), caption, _markdown(seconds)]
     return "\n\n".join(part for part in parts if part)
 
 

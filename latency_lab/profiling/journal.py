@@ -10,8 +10,9 @@ times again and again, by which boards are compared; they are no part of the mea
 
     {"key": "dense 1x1 ...", "round": 0, "status": "common", "board": "pi-3", "count": ..., "wall_ms": {...}}
 
-"task" stands in the first line of a key alone; "time" is when the line was written, seconds since 1970. A key and round
-stand in at most one line. A run that goes on with other settings adds a header: the last one counts.
+"task" stands in the first line of a key alone; "time" is when the line was written, seconds since 1970 (what is
+estimated has none: it is the same each time). A key and round stand in at most one line. A run that goes on with other
+settings adds a header: the last one counts.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class Journal:
             line = {**line, "task": task.to_json()}
         if self._file is None:
             raise FileFormatError(f"The journal {self.path} is open for reading alone.")
-        if line["status"] == "ok":
+        if line["status"] == "ok" and "provenance" not in self.identity:
             line = {**line, "time": round(time.time(), 2)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
