@@ -14,9 +14,14 @@ from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
 
 RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
-_MAX_WIDTH = 1024
+_MAX_WIDTH = 2048
 _LAST_SIZE = 8
-_MAX_BLOCKS = 6
+_EVEN = (6, 6, 6)
+_LATE = (3, 5, 12)
+"""Blocks at most of a stage that reads more than 64 positions a side, more than 32, or fewer. In half of the networks
+most blocks come late, as in the published ones: there are the weights, and with them what a cache cannot keep."""
+_COMMON = {"inverted": 4, "bottleneck": 3, "separable": 2, "preactivated": 2}
+"""How much more often than others some blocks are drawn."""
 _TRIES = 100
 _SCALINGS = 4
 _NEAR = 0.3
@@ -43,7 +48,7 @@ class _Stack:
         return sum(op.macs for op, _ in self.nodes)
 
     def round(self, channels: float) -> int:
-        """Whole units of channels: at least 8, at most 1024."""
+        """Whole units of channels: at least 8, at most `_MAX_WIDTH`."""
         return int(min(max(self.unit * round(channels / self.unit), 8), _MAX_WIDTH))
 
     def add(self, kind: str, x: _Tensor, *others: _Tensor, out: int | None = None, **static: object) -> _Tensor:
@@ -92,8 +97,8 @@ def random_network(
         resolutions: positions a side of the image, of which one is drawn.
 
     Returns:
-        the network; widths 8 to 1024 (times 6 inside inverted residuals): multiples of 8 in three networks of five,
-        else of 4 or any. A stage has 1 to 6 blocks; stages follow until 8 positions a side are left.
+        the network; widths 8 to 2048 (times 6 inside inverted residuals): multiples of 8 in three networks of five,
+        else of 4 or any. A stage has 1 to 12 blocks; stages follow until 8 positions a side are left.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -122,12 +127,14 @@ def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) ->
     stack = _Stack(int(rng.choice([8, 8, 8, 4, 1])))
     size, growth = int(rng.choice(resolutions)), float(rng.uniform(1.5, 2.4))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
-    kinds = rng.choice(sorted(_BLOCKS), size=int(rng.integers(1, 4)), replace=False)
+    names, most = sorted(_BLOCKS), _LATE if rng.random() < 0.5 else _EVEN
+    shares = np.array([_COMMON.get(name, 1) for name in names], float)
+    kinds = rng.choice(names, size=int(rng.integers(1, 4)), replace=False, p=shares / shares.sum())
     x = stack.conv(_Tensor(-1, size, size, 3), stack.round(width), 3, 2 if size >= 32 else 1, act)
     stride = 1
     while True:
         kind = str(rng.choice(kinds))
-        for block in range(int(rng.integers(1, _MAX_BLOCKS + 1))):
+        for block in range(int(rng.integers(1, most[(x.height <= 64) + (x.height <= 32)] + 1))):
             x = _BLOCKS[kind](stack, rng, x, stack.round(width), stride if block == 0 else 1, act)
         if x.height <= _LAST_SIZE:
             break

@@ -21,6 +21,11 @@ COLD_EVERY = 4
 MICROCONTROLLERS = frozenset({"vela"})
 """Runtimes that mostly small networks are made for."""
 REFINED = 500
+DRAWN_SHARE = 0.65
+TAKEN_APART = 40
+"""Generated networks whose kernels are measured alone as well, in the place of the operations that are not drawn: what
+the correction learns from these is the network's doing, and none of it the predictor's; and the shapes are such as
+stand beside one another in networks."""
 _IMAGE = {"height": 28, "width": 28, "in_channels": 48, "out_channels": 48}
 PROBE_SITES = (
     OpConfig("conv2d", **_IMAGE),  # type: ignore[arg-type]
@@ -51,11 +56,12 @@ def general_plan(
         networks: how many are generated.
 
     Returns:
-        Lone operations drawn from `distributions`, probes of steps and merges, and generated networks.
+        Lone operations drawn from `distributions`, kernels of some generated networks, probes of steps and merges, and
+        the generated networks.
     """
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), _supported(runtime)
-    drawn = list(draw_ops(rng, rules, supported, share=share, dtype=precision))
+    drawn = list(draw_ops(rng, rules, supported, share=DRAWN_SHARE * share, dtype=precision))
     small = runtime.partition(":")[0] in MICROCONTROLLERS
     made = [network.of_type(precision) for network in generated_networks(rng, networks, small)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
@@ -64,7 +70,8 @@ def general_plan(
     copies: list[OpConfig] = []
     if CONCATENATE_COPY in rules:
         copies += draw_ops(np.random.default_rng(4), rules, supported, share=share, dtype=precision, rows=COPIES)
-    ops = dict.fromkeys(op for op in [*drawn, *probed, *images, *copies] if supported(op))
+    apart = [kernel.op for network in made[:TAKEN_APART] for kernel in fuse(network, rules)]
+    ops = dict.fromkeys(op for op in [*drawn, *apart, *probed, *images, *copies] if supported(op))
     whole = [fused_network(network, converted(runtime, precision)) for network in made]
     return lone_and_whole(list(ops), [n for n in whole if all(supported(op) for op, _ in n.nodes)], runtime)
 
