@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -37,7 +38,7 @@ from typing import Any, Callable, TextIO
 
 import numpy as np
 
-VERSION = 4
+VERSION = 5
 MAX_SAMPLES = 250
 SHORTEST_MS = 1e-5
 RANDOM_COUNT = 8191
@@ -93,7 +94,8 @@ class Pace:
 
     A neighbour on the same physical core, as other users of a host are, or a clock that steps down, makes everything
     a third to a half slower for milliseconds or seconds: often for all of a block. A fixed loop tells, whose time is
-    held against the least of the last `MEMORY_S`: what stays slow for longer is what full speed is from then on.
+    held against what it takes in the best `SHARE` of the last `MEMORY_S`: what stays slow for longer is what full speed
+    is from then on, and so is what is faster for a moment now and then.
 
     Args:
         clock: has `wall()`, seconds.
@@ -104,16 +106,19 @@ class Pace:
     """
 
     TOLERANCE = 1.15
-    MEMORY_S = 30
+    SHARE, MEMORY_S = 0.1, 30
     FRESH_S, STAY_S = 1e-3, 2e-3
     """A reading holds for this long; a core that is slow for this long is left."""
+    FEW, JUDGED_S = 100, 1.0
+    """Readings that say what full speed is each time anew; of more, so often."""
 
     def __init__(self, clock: Any, loop: Any = lambda: sum(range(1000))) -> None:
         self._clock, self._loop = clock, loop
         self._all = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
         self._cores = sorted(self._all)
-        self._least: dict[int, float] = {}
-        self._read = -1.0
+        self._kept: Any = collections.deque()
+        self._read = self._judged = -1.0
+        self._best = 0.0
         self.waited = 0.0
         for _ in self._cores:
             self._move()
@@ -149,17 +154,27 @@ class Pace:
         self.hold()
 
     def _full(self) -> bool:
-        """Whether the median of three loops is about as short as the least of late."""
+        """Whether the median of three loops is about as short as in the best moments of late."""
         times = []
         for _ in range(3):
             start = self._clock.wall()
             self._loop()
             self._read = self._clock.wall()
             times.append(self._read - start)
-        found, second = sorted(times)[1], int(self._read)
-        self._least = {s: t for s, t in self._least.items() if second - s < self.MEMORY_S}
-        self._least[second] = min(found, self._least.get(second, found))
-        return bool(found <= self.TOLERANCE * min(self._least.values()))
+        found = sorted(times)[1]
+        self._keep(found)
+        return bool(found <= self.TOLERANCE * self._best)
+
+    def _keep(self, found: float) -> None:
+        """Keeps a reading a moment at most: slow moments are read more often, and shall not count for more."""
+        kept = self._kept
+        if kept and self._read - kept[-1][0] < self.FRESH_S:
+            return
+        kept.append((self._read, found))
+        while self._read - kept[0][0] > self.MEMORY_S:
+            kept.popleft()
+        if len(kept) < self.FEW or self._read - self._judged > self.JUDGED_S:
+            self._best, self._judged = float(np.quantile([time for _, time in kept], self.SHARE)), self._read
 
 
 def _hold(cores: Any) -> None:

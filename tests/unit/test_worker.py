@@ -374,6 +374,19 @@ def test_repeats_wait_for_the_core_to_run_at_full_speed(monkeypatch):
     assert pace.waited == before
 
 
+def test_a_moment_that_is_faster_than_all_others_is_not_full_speed(monkeypatch):
+    """A clock that is boosted for 1 ms of 50: blocks that waited for that would wait all of their patience."""
+    machine = Neighbour(monkeypatch, lambda core, now: now % 0.05 > 0.001)
+    pace = machine.pace()
+    machine.clock.now = 10.02
+    worker.time_block(machine.model(5e-4), Settings(), machine.clock, 1e-6, True, pace)
+    before = pace.waited
+    for _ in range(20):
+        machine.clock.now += 0.0313
+        worker.time_block(machine.model(5e-4), Settings(), machine.clock, 1e-6, True, pace)
+    assert pace.waited - before < 20 * 1e-3
+
+
 def test_a_core_that_stays_slow_is_left_for_another_and_given_back(monkeypatch):
     machine = Neighbour(monkeypatch, lambda core, now: core == 0 and now > 1)
     pace = machine.pace()
