@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from latency_lab import freeze
-from latency_lab.errors import FileFormatError, UnsupportedModelError, UsageError
+from latency_lab.errors import UnsupportedModelError, UsageError
 from latency_lab.extras import missing
 from latency_lab.half import half_graphdef, half_onnx
+from latency_lab.keras_files import load_keras
 
 _log = logging.getLogger(__name__)
 _PRECISIONS = ("float32", "float16", "int8")
@@ -320,13 +321,7 @@ def _model(model_or_path: Any) -> Any:
             "Save the model as .keras, and convert the file in a process with KERAS_BACKEND=tensorflow."
         )
     if isinstance(model_or_path, (str, os.PathLike)):
-        path = Path(model_or_path)
-        if not path.is_file():
-            raise FileFormatError(f"There is no file {str(path)!r}.")
-        try:
-            return keras.saving.load_model(path, compile=False)
-        except (ValueError, TypeError, OSError) as error:
-            raise FileFormatError(f"Cannot load {str(path)!r} as a .keras file: {error}") from error
+        return load_keras(Path(model_or_path))
     if not isinstance(model_or_path, keras.Model):
         raise UnsupportedModelError(
             f"Expected a Keras model or the path of a .keras file. Received: {type(model_or_path)!r}"

@@ -10,6 +10,7 @@ EXTRA_OF: Mapping[str, str] = {
     "ai_edge_litert": "litert",
     "distributed": "fleet",
     "flatbuffers": "litert",
+    "jax": "jax",
     "keras": "keras",
     "matplotlib": "plot",
     "onnx": "onnx",
@@ -19,6 +20,7 @@ EXTRA_OF: Mapping[str, str] = {
     "tensorflow": "keras",
     "tf2onnx": "onnx",
     "tflite_runtime": "tflite-runtime",
+    "torch": "torch",
 }
 """Top-level module -> the extra that installs it."""
 

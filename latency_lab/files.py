@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -20,8 +21,15 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Writes to a temporary file beside `path`, then renames it: readers see the old file or the whole new one."""
+    """Writes to a temporary file beside `path`, then renames it: readers see the old file or the whole new one.
+
+    What is there and is no file (/dev/null, a pipe) is written to as it is; a link stays one.
+    """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        target.write_bytes(data)
+        return
+    target = Path(os.path.realpath(target))
     if not target.parent.is_dir():
         raise FileFormatError(f"Cannot write {target}: there is no folder {target.parent}. Create it first.")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -49,20 +57,38 @@ def read_json(path: str | Path, what: str) -> Any:
         what: it should hold, for messages: "a device profile".
 
     Raises:
-        FileFormatError: the file is missing, holds no JSON, or unpacks to more than `MAX_UNPACKED_BYTES`.
+        FileFormatError: the file is missing, holds no JSON, a number in it is not finite, or it unpacks to more than
+            `MAX_UNPACKED_BYTES`.
     """
     try:
         data = Path(path).read_bytes()
-        return json.loads(_unpacked(data) if data.startswith(_GZIP_MAGIC) else data)
+        text = unpacked(data) if data.startswith(_GZIP_MAGIC) else data
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except OSError as error:  # gzip's among them
         raise FileFormatError(f"Cannot read {what} from {path}: {error.strerror or error}.") from error
     except (EOFError, zlib.error) as error:
         raise FileFormatError(f"Cannot read {what} from {path}: not a whole gzip file: {error}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"Cannot read {what} from {path}: not JSON: {error}.") from error
 
 
-def _unpacked(data: bytes) -> bytes:
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def unpacked(data: bytes) -> bytes:
+    """What gzip packed.
+
+    Raises:
+        OSError, EOFError, zlib.error: it is damaged, or more than `MAX_UNPACKED_BYTES`.
+    """
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         found = file.read(MAX_UNPACKED_BYTES + 1)
     if len(found) > MAX_UNPACKED_BYTES:

@@ -72,6 +72,10 @@ BROADCASTS = ("", "channels", "positions", "scalar", "innermost")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+_COUNTS = (
+    *("batch", "height", "width", "in_channels", "out_channels", "groups", "operands"),
+    *("depth", "kernel_depth", "stride_depth"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +158,23 @@ class OpConfig:
             )
         if self.broadcast == "innermost" and self.operands != 1:
             raise UsageError(f"Only a constant is innermost. Expected operands=1. Received: operands={self.operands}")
-        for name in ("batch", "height", "width", "in_channels", "out_channels", "groups", "operands", "depth"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UsageError(
                     f"Invalid value for argument `{name}`. Expected a positive int. Received: {name}={value!r}"
                 )
+        for name in ("kernel_size", "strides", "dilation", "output_size"):
+            value = getattr(self, name)
+            if not (_is_pair(value, 1) or (name == "output_size" and value is None)):
+                raise UsageError(
+                    f"Invalid value for argument `{name}`. Expected (rows, columns). Received: {name}={value!r}"
+                )
+        if self.padding not in {"same", "valid"} and not _are_pads(self.padding):
+            raise UsageError(
+                "Invalid value for argument `padding`. Expected 'same', 'valid' or ((top, bottom), (left, right)). "
+                f"Received: padding={self.padding!r}"
+            )
         if self.output_height < 1 or self.output_width < 1:
             raise UsageError(
                 "The window does not fit into the input: "
@@ -373,7 +388,7 @@ class OpConfig:
             raise FileFormatError(f"An operation has no field {sorted(unknown)[0]!r}. Received: {dict(data)!r}")
         try:
             return cls(**{name: _tuples(value) for name, value in data.items()})
-        except (TypeError, ValueError, UsageError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, UsageError) as error:
             raise FileFormatError(f"Not an operation: {dict(data)!r}: {error}") from error
 
 
@@ -437,6 +452,15 @@ def _same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int,
     window = (kernel - 1) * dilation + 1
     total = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2
+
+
+def _is_pair(value: Any, least: int) -> bool:
+    """Whether it is a tuple of two whole numbers of at least `least`."""
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int) and v >= least for v in value)
+
+
+def _are_pads(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_is_pair(axis, 0) for axis in value)
 
 
 def _tuples(value: Any) -> Any:

@@ -224,7 +224,7 @@ def validate(
             f"measure on that from here. Validate with a profile of {' or '.join(SUFFIXES)} that was taken on this "
             "device."
         )
-    named = {_name(model): model for model in models}
+    named = _by_name(models)
     predicted = [LatencyCost(ChannelGraph.from_model(model), profile).estimate().latency_ms for model in named.values()]
     protocol = protocol or Protocol(rounds=int(profile.protocol.get("rounds", Protocol().rounds)))
     measured, _ = measure_all(
@@ -360,6 +360,17 @@ def _file(model: Any, runtime: str, precision: str, target: Path) -> Path:
     target = target.with_suffix(suffix)
     target.write_bytes(_CONVERTERS[suffix](model, precision))
     return target
+
+
+def _by_name(models: Sequence[Any]) -> dict[str, Any]:
+    """Name -> model; of several that share a name (a slim model has its seed's), the others are numbered."""
+    found: dict[str, Any] = {}
+    for model in models:
+        name, number = _name(model), 2
+        while name in found:
+            name, number = f"{_name(model)} ({number})", number + 1
+        found[name] = model
+    return found
 
 
 def _name(model: Any) -> str:

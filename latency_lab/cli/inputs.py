@@ -101,22 +101,11 @@ def model_file(argument: str, suffixes: Sequence[str] = (KERAS, TFLITE, ONNX, GR
 
 
 def load_keras(path: Path) -> Any:
-    """The Keras model in a .keras file, a gated one too: packages that bring layers name themselves as entry points.
-
-    Raises:
-        FileFormatError: it is no Keras model.
-    """
+    """The Keras model in a .keras file, without what the frameworks have to say (`keras_files.load_keras`)."""
     quiet()
-    from importlib.metadata import entry_points
+    from latency_lab.keras_files import load_keras
 
-    import keras
-
-    for package in entry_points(group="latency_lab.keras_layers"):
-        package.load()  # registers its layers
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a Keras model that can be loaded: {error}") from error
+    return load_keras(path)
 
 
 def quiet() -> None:

@@ -25,7 +25,7 @@ def emit(result: Result, *, as_json: bool) -> None:
         result: anything with `__str__` and `to_json`.
         as_json: print `to_json()`, indented, in place of the text.
     """
-    print(json.dumps(result.to_json(), indent=2) if as_json else str(result))
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else str(result))
 
 
 def note(text: str) -> None:

@@ -32,12 +32,15 @@ class ProgressLine:
         self._clock = clock
         self._in_place = self._stream.isatty()
         self._began = self._shown = clock()
-        self._tenth = -1
+        self._tenth, self._done = -1, 0
         self._open = False
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` blocks are measured, if it is time to."""
         now, share = self._clock(), done / max(total, 1)
+        if done < self._done:  # another pass began
+            self._began, self._tenth = now, -1
+        self._done = done
         if not self._due(now, share):
             return
         left = (now - self._began) / max(done, 1) * (total - done)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -164,6 +165,9 @@ def run(args: argparse.Namespace) -> int:
 
     output = _output(args)
     _check_target(args)
+    for path in (args.output, args.save_structure):
+        if path and not args.dry_run and not Path(path).parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {Path(path).parent}. Create it first.")
     profile = latency_lab.load_profile(args.profile) if args.profile else None
     given = _read_structure(args.structure) if args.structure else None
     with model_file(args.model, (KERAS,)) as path:
@@ -227,6 +231,8 @@ def _check_target(args: argparse.Namespace) -> None:
         raise UsageError(f"--target-ms is of --cost latency. Received: --cost {args.cost}. Give --target, a share")
     if args.target is not None and not 0 < args.target <= 1:
         raise UsageError(f"--target: expected a share above 0 and at most 1. Received: {args.target}")
+    if args.target_ms is not None and not 0 < args.target_ms < math.inf:
+        raise UsageError(f"--target-ms: expected milliseconds above 0. Received: {args.target_ms}")
 
 
 def _read_structure(argument: str) -> Structure:
@@ -317,15 +323,15 @@ def _verdict(shrunk: Shrunk) -> int:
 
 
 def _write(args: argparse.Namespace, output: Path | None, slim: Any, data: bytes, structure: Structure) -> list[str]:
-    """Writes all files, each whole or not at all; their names."""
-    written = []
+    """Makes the content of all files, then writes each whole or not at all; their names."""
+    made = {}
     if output is not None:
-        files.write_bytes(output, data)
-        written = [str(output), *(_export(slim, output, kind) for kind in args.to)]
+        made = {output: data, **{output.with_suffix(TARGETS[kind]): _exported(slim, kind) for kind in args.to}}
+    for path, content in made.items():
+        files.write_bytes(path, content)
     if args.save_structure:
         structure.save(args.save_structure)
-        written.append(args.save_structure)
-    return written
+    return [*map(str, made), *([args.save_structure] if args.save_structure else [])]
 
 
 def _keras_bytes(model: Any) -> bytes:
@@ -335,12 +341,10 @@ def _keras_bytes(model: Any) -> bytes:
         return path.read_bytes()
 
 
-def _export(model: Any, output: Path, kind: str) -> str:
+def _exported(model: Any, kind: str) -> bytes:
     from latency_lab import convert
 
-    target = output.with_suffix(TARGETS[kind])
-    files.write_bytes(target, convert.to_tflite(model) if kind == "litert" else convert.to_onnx(model))
-    return str(target)
+    return convert.to_tflite(model) if kind == "litert" else convert.to_onnx(model)
 
 
 def _number(value: float) -> str:

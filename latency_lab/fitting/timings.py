@@ -8,14 +8,15 @@ Columns: device, runtime, dtype, op, n (batch), h, w (of the input), cin, cout, 
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from latency_lab import files
 from latency_lab.errors import FileFormatError, UsageError
 from latency_lab.fitting.points import Measured
 from latency_lab.ops import CONVS, WINDOWED, OpConfig
@@ -37,6 +38,8 @@ OPS: Mapping[str, str] = {
 DTYPES: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 SIZES = ("n", "h", "w", "cin", "cout", "kh", "kw", "sh", "sw", "ph", "pw", "dh", "groups")
 COLUMNS = ("device", "runtime", "dtype", "op", *SIZES, "ms")
+LEAST_MS = 1e-9
+"""Of a latency, as in a profile's schema."""
 
 Row = tuple[int, dict[str, str]]
 
@@ -121,8 +124,8 @@ def list_timings(path: str | Path) -> list[tuple[str, str]]:
 def _read(path: Path) -> tuple[str, str]:
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, ValueError) as error:  # a damaged .gz is an OSError, text that is not UTF-8 a ValueError
+        text = (files.unpacked(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # text that is not UTF-8 is a ValueError
         raise FileFormatError(f"Cannot read timings from {path}: {error}.") from error
     return text, hashlib.sha256(data).hexdigest()
 
@@ -130,10 +133,10 @@ def _read(path: Path) -> tuple[str, str]:
 def _rows(path: str | Path, text: str) -> Iterator[Row]:
     """(line number, row), each with every column."""
     reader = csv.DictReader(io.StringIO(text), restkey="", strict=True)
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise FileFormatError(f"{path}: line 1: no column {missing[0]!r}. Expected {', '.join(COLUMNS)}.")
     try:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise FileFormatError(f"{path}: line 1: no column {missing[0]!r}. Expected {', '.join(COLUMNS)}.")
         for row in reader:
             absent = [name for name in COLUMNS if not row[name]]
             if absent:
@@ -203,8 +206,8 @@ def _milliseconds(where: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise FileFormatError(f"{where}: column 'ms': expected a finite number above 0, received {text!r}")
+    if not (math.isfinite(value) and value >= LEAST_MS):
+        raise FileFormatError(f"{where}: column 'ms': expected a finite number from {LEAST_MS:g}, received {text!r}")
     return value
 
 

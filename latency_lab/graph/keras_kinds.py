@@ -15,6 +15,7 @@ from latency_lab.graph.channel_graph import NO_WEIGHTS, ChannelGraph, Weights
 from latency_lab.graph.keras_others import OTHERS
 from latency_lab.graph.keras_reader import Reader, Tensor, depth, spatial
 from latency_lab.graph.keras_walk import Call, wiring
+from latency_lab.keras_files import load_keras
 from latency_lab.ops import ACTIVATIONS, OpConfig
 
 Effect = Callable[[Reader, Call, list[Tensor]], list[Tensor]]
@@ -35,7 +36,7 @@ def load(model: Any) -> Any:
         return model
     if not str(model).endswith(".keras"):
         raise UnsupportedModelError(f"Cannot read channels from {model}. Expected a Keras model or a .keras file.")
-    return keras.saving.load_model(model, compile=False)
+    return load_keras(model)
 
 
 def effect(reader: Reader, call: Call, inputs: list[Tensor]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latency_lab.errors import FileFormatError
 from latency_lab.ops import OpConfig
 
 Floats = npt.NDArray[np.float64]
@@ -81,9 +82,16 @@ class LookupTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LookupTable:
-        """The table that `to_json` wrote."""
-        points = [Point(*row) for row in data["points"]]
-        return cls(OpConfig.from_json(data["op"]), {(p.in_channels, p.out_channels): p for p in points})
+        """The table that `to_json` wrote.
+
+        Raises:
+            FileFormatError: it has no operation, no points, or points of fewer channels than the operation has groups.
+        """
+        op, points = OpConfig.from_json(data["op"]), [Point(*row) for row in data["points"]]
+        least = min((min(p.in_channels, p.out_channels) for p in points), default=0)
+        if least < op.groups:
+            raise FileFormatError(f"Expected points of at least {op.groups} channels - at $.tables, {op.static_key}")
+        return cls(op, {(p.in_channels, p.out_channels): p for p in points})
 
 
 def _place(channels: Floats, block: int) -> Floats:

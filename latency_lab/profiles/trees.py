@@ -70,7 +70,7 @@ class Trees:
         Raises:
             FileFormatError: arrays differ in length, or an index leads out of them.
         """
-        arrays: dict[str, Any] = {name: np.array(data[name], np.int32) for name in ("roots", "feature", "right")}
+        arrays: dict[str, Any] = {name: np.array(data[name], np.int64) for name in ("roots", "feature", "right")}
         number = np.array(data["number"], np.float64)
         size = len(number)
         if any(len(arrays[name]) != size for name in ("feature", "right")):
@@ -87,4 +87,5 @@ class Trees:
                 raise FileFormatError(f"Expected indices from {low} to {end - 1} - at $.predictors.*.trees.{name}")
         if size and not leaf[-1]:
             raise FileFormatError("Expected a leaf as the last node - at $.predictors.*.trees.feature")
+        arrays = {name: values.astype(np.int32) for name, values in arrays.items()}
         return cls(**arrays, number=number, depth=min(int(data["depth"]), MAX_DEPTH))

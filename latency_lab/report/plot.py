@@ -87,7 +87,8 @@ def panels(profile: DeviceProfile) -> list[Panel]:
             f"The profile {profile.name!r} has no table of {MIN_POINTS} or more points along one channel count: there "
             f"is nothing to plot. {measured}".rstrip()
         )
-    stepped = {(str(step["family"]), str(step["axis"])) for step in profile.steps if step["quantum"] > 1}
+    steps = {(str(step["family"]), str(step["axis"])) for step in profile.steps if step["quantum"] > 1}
+    stepped = {key for key in best if (key[0], _step_axis(key[1])) in steps}
     order = sorted(best, key=lambda key: (key not in stepped, -len(best[key][2]), key))
     kept = sorted(order[:MAX_PANELS], key=lambda key: (key not in stepped, key[0], key[1] == "in"))
     return [_panel(profile, *best[key]) for key in kept]
@@ -183,9 +184,14 @@ def _at(top: OpConfig, axis: str, count: int) -> OpConfig:
 def _quantum(profile: DeviceProfile, op: OpConfig, axis: str) -> int:
     """Of a step that was found for this family; what the predictor of a kind assumes is no finding."""
     for step in profile.steps:
-        if step["family"] == op.family and step["axis"] == ("out" if axis == "out" else "in"):
+        if step["family"] == op.family and step["axis"] == _step_axis(axis):
             return int(step["quantum"])
     return 1
+
+
+def _step_axis(axis: str) -> str:
+    """How steps name a line's axis: of a kind of one width, both counts at once are "out"."""
+    return "in" if axis == "in" else "out"
 
 
 # ---- drawing ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from latency_lab.cli import inputs
 from latency_lab.cli.main import VERBS, main, parser
 from latency_lab.cli.progress import ProgressLine
 from latency_lab.errors import BudgetError, DeviceLostError, MissingRuntimeError, UsageError
-from latency_lab.profiles import DeviceProfile
+from latency_lab.profiles import DeviceProfile, Roofline
 
 
 @pytest.fixture
@@ -216,3 +216,36 @@ def test_progress_is_a_line_a_tenth_elsewhere():
     for done in range(1, 101):
         line(done, 100)
     assert len(log.getvalue().splitlines()) == 11
+
+
+def test_progress_begins_anew_with_another_pass():
+    log, clock = io.StringIO(), iter([0.0, *(float(t) for t in range(1, 101)), 200.0, 201.0])
+    line = ProgressLine("profiling", log, lambda: next(clock))
+    for done in range(1, 101):
+        line(done, 100)
+    line(1, 1000)  # the second pass: its blocks are counted from 1, and its time from now
+    line(500, 1000)
+    assert log.getvalue().splitlines()[-2:] == [
+        "profiling   0 %  1/1000 blocks, 0:00 left",
+        "profiling  50 %  500/1000 blocks, 0:01 left",
+    ]
+
+
+@pytest.mark.parametrize("words", [["predict"], ["validate"], ["show"], ["shrink"]])
+@pytest.mark.parametrize("data", [b"no model", b"PK\x05\x06" + 18 * b"\0", b""])
+def test_a_keras_file_that_is_none_is_named_by_every_verb(words, data, tmp_path, capsys):
+    model, profile = tmp_path / "m.keras", tmp_path / "p.json"
+    model.write_bytes(data)
+    DeviceProfile("pi4", "litert", "measured", Roofline(10.0, 5.0)).save(profile)
+    more = {"predict": ["--profile", str(profile)], "validate": ["--profile", str(profile)]}
+    more["shrink"] = ["--target", "0.5", "--cost", "flops", "--dry-run"]
+    assert main([*words, str(model), *more.get(words[0], [])]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "m.keras: not a Keras model that can be loaded" in err
+
+
+def test_a_backend_that_is_missing_has_its_extra(monkeypatch, capsys):
+    fails_with(monkeypatch, ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert main(["profiles"]) == 2
+    assert 'Install it: pip install "latency-lab[torch]"' in capsys.readouterr().err

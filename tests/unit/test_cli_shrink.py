@@ -10,6 +10,7 @@ from keras import layers
 
 import latency_lab as ll
 from latency_lab.cli.main import main
+from latency_lab.errors import UnsupportedModelError
 from latency_lab.profiles import DeviceProfile
 
 
@@ -199,6 +200,9 @@ def test_nothing_to_fold_is_said(here, capsys):
         (["--target", "50", "--cost", "flops", "--dry-run"], "expected a share above 0 and at most 1. Received: 50.0"),
         (["--target", "0.5", "--cost", "flops", "--keep", "inber", "--dry-run"], "Did you mean 'inner'"),
         (["--target", "0.0001", "--cost", "flops", "--dry-run"], "cannot be reached"),
+        (["half.json", "--target-ms", "nan", "--profile", "chip.json", "--dry-run"], "expected milliseconds above 0"),
+        (["half.json", "-o", "nowhere/s.keras"], "nowhere/s.keras: there is no folder nowhere"),
+        (["--target", "0.5", "--cost", "flops", "--save-structure", "no/s", "-o", "s.keras"], "there is no folder no"),
     ],
 )
 def test_what_cannot_be_is_a_message_and_2(here, capsys, words, message):
@@ -206,3 +210,15 @@ def test_what_cannot_be_is_a_message_and_2(here, capsys, words, message):
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
+
+
+def test_what_cannot_be_converted_leaves_nothing_half_done(here, capsys, monkeypatch):
+    def fails(model):
+        raise UnsupportedModelError("no ONNX of this")
+
+    monkeypatch.setattr("latency_lab.convert.to_onnx", fails)
+    before = sorted(path.name for path in here.iterdir())
+    words = ["--target", "0.5", "--cost", "flops", "--to", "onnx", "--save-structure", "s.json", "-o", "slim.keras"]
+    assert main(["shrink", "seed.keras", *words]) == 2
+    assert "no ONNX of this" in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == before

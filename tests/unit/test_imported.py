@@ -63,7 +63,8 @@ def test_rows_become_operations(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"ms": 0}, r"t\.csv: line 3: column 'ms': expected a finite number above 0, received '0'"),
+        ({"ms": 0}, r"t\.csv: line 3: column 'ms': expected a finite number from 1e-09, received '0'"),
+        ({"ms": "1e-10"}, "line 3: column 'ms'"),
         ({"ms": "nan"}, "line 3: column 'ms'"),
         ({"ms": "inf"}, "line 3: column 'ms'"),
         ({"ms": "fast"}, "line 3: column 'ms'"),
@@ -90,9 +91,15 @@ def test_a_wrong_file_says_why(tmp_path):
     with pytest.raises(FileFormatError, match="no rows"):
         read_timings(write(path))
     zipped = tmp_path / "t.csv.gz"
-    zipped.write_bytes(b"not zipped")
-    with pytest.raises(FileFormatError, match="Cannot read timings"):
-        read_timings(zipped)
+    packed = gzip.compress((HEADER + "\n").encode())
+    for data in (b"not zipped", packed[:-9], packed[:12] + b"\xff\xff" + packed[14:]):
+        zipped.write_bytes(data)
+        with pytest.raises(FileFormatError, match="Cannot read timings"):
+            read_timings(zipped)
+    for header in (HEADER.replace("device", '"device'), HEADER + "\rboard,"):
+        path.write_bytes(header.encode())
+        with pytest.raises(FileFormatError, match=r"t\.csv: line \d: not CSV"):
+            read_timings(path)
     with pytest.raises(FileFormatError, match="several runtimes: vendor 1.2, vendor 1.3"):
         read_timings(write(path, {}, {"runtime": "vendor 1.3"}))
 

@@ -1,5 +1,6 @@
 """The picture of a profile: what is drawn, and that it is written whole or not at all."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -43,6 +44,20 @@ def test_families_with_steps_come_first_and_name_them(profile):
     assert found[0].title.splitlines()[0] == found[0].op.family
     assert found[-1].label == "channels"
     assert len(found) <= MAX_PANELS
+
+
+def test_a_kind_of_one_width_has_the_step_of_its_family(profile):
+    """Steps name it "out"; the line and the chord ask for the width of the input."""
+    pools = "max_pool k2x2 s1x1"
+    stepped = dataclasses.replace(
+        profile, steps=[{"family": pools, "axis": "out", "quantum": 8, "slow_remainders": {}}]
+    )
+    first = panels(stepped)[0]
+    assert (first.op.family, first.quantum) == (pools, 8)
+    assert [stepped.quantum(first.op, axis) for axis in (0, 1)] == [8, 8]
+    conv = next(panel.op for panel in panels(profile) if panel.op.kind == "conv2d")
+    assert profile.quantum(conv, 1) == 16
+    assert profile.quantum(conv, 0) == 1
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])

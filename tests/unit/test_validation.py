@@ -1,9 +1,11 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from latency_lab import validation
 from latency_lab.errors import UnmeasuredError, UsageError
-from latency_lab.profiles import DeviceProfile
+from latency_lab.profiles import DeviceProfile, Roofline
 from latency_lab.profiling import Protocol, WorkerDiedError, devices
 from latency_lab.validation import Validation, compare, measure, measure_all, validate
 
@@ -90,6 +92,25 @@ def _onnx(folder):
 def test_an_analytic_profile_cannot_be_validated():
     with pytest.raises(UsageError, match="names no runtime"):
         validate(DeviceProfile.analytic("v100", peak_gflops=1, bandwidth_gb_s=1), [])
+
+
+def test_models_of_one_name_are_all_validated(monkeypatch):
+    """A slim model has its seed's name."""
+    seen = {}
+
+    def measure_all(named, *args, **settings):
+        seen.update(named)
+        return [SimpleNamespace(model=name, latency_ms=1.0) for name in named], []
+
+    monkeypatch.setattr(validation, "measure_all", measure_all)
+    graph = SimpleNamespace(from_model=lambda model: model)
+    monkeypatch.setattr(validation, "ChannelGraph", graph)
+    monkeypatch.setattr(validation, "LatencyCost", lambda model, profile: SimpleNamespace(estimate=lambda: model))
+    models = [SimpleNamespace(name="net", latency_ms=ms) for ms in (4.0, 2.0, 1.0)]
+    profile = DeviceProfile("pi4", "litert", "measured", Roofline(10.0, 5.0))
+    found = validate(profile, models)
+    assert [row["model"] for row in found.to_json()["models"]] == ["net", "net (2)", "net (3)"]
+    assert list(seen.values()) == models
 
 
 def test_validation_counts_shares_and_errors():
