@@ -8,7 +8,7 @@ absent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,16 @@ import numpy as np
 from keras import ops
 
 from latency_lab.graph import ChannelGraph
-from latency_lab.graph.keras_walk import Call, Value, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.graph.keras_walk import (
+    Call,
+    Value,
+    before_last,
+    copy_layer,
+    copy_weights,
+    fresh_inputs,
+    rebuild,
+    wiring,
+)
 from latency_lab.structure import Structure
 
 _MIXING = frozenset(
@@ -252,7 +261,13 @@ class Gates(keras.layers.Layer):
         return {**super().get_config(), **own}
 
 
-def insert_masks(model: Any, graph: ChannelGraph, source: Any, vanishing: bool = False) -> Any:
+def insert_masks(
+    model: Any,
+    graph: ChannelGraph,
+    source: Any,
+    vanishing: bool = False,
+    last: Callable[[Any], Any] | None = None,
+) -> Any:
     """A copy of a model in which a mask decides which channels are there.
 
     Args:
@@ -260,6 +275,7 @@ def insert_masks(model: Any, graph: ChannelGraph, source: Any, vanishing: bool =
         graph: its channel graph.
         source: the layer that makes the mask, (slots,) (`Gates`, `FixedMask`). Called once, on the first input.
         vanishing: whether the mask may close whole groups, and branches with them.
+        last: what the last layer reads, given the tensor that it would read; None: that tensor.
 
     Returns:
         a functional model of the same layer names and weights. Each tensor of shrinkable channels is multiplied by the
@@ -293,7 +309,7 @@ def insert_masks(model: Any, graph: ChannelGraph, source: Any, vanishing: bool =
             masked_tensors[id(value)] = layer([tensor, mask])
         return masked_tensors[id(value)]
 
-    result = rebuild(wired, inputs, copy_layer, feed)
+    result = rebuild(wired, inputs, copy_layer, before_last(wired, last, feed) if last else feed)
     copy_weights(wired, result)
     return result
 

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from latency_lab import budget
 from latency_lab.cost import Cost
 from latency_lab.errors import StructureError, UsageError
 from latency_lab.graph import ChannelGraph
-from latency_lab.graph.keras_walk import copy_layer, copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.graph.keras_walk import before_last, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
 from latency_lab.structure import Structure
 from regularizers.control import BudgetCallback, BudgetControl, SteeredPenalty
 from regularizers.monitor import OpennessHistograms, StructureLog
@@ -101,8 +101,9 @@ class Regularizer(ABC):
             model: functional or built Sequential Keras model, the one of the cost's graph. It is not changed.
 
         Returns:
-            A functional Keras model with the same weights and layer names, not compiled. Compile and fit it as ever,
-            with `callbacks()`.
+            A functional Keras model with the same weights, layer names and output names, not compiled. Compile and fit
+            it as ever, with `callbacks()`. Nested models are opened: an output that one of them makes goes by the name
+            of the layer in it.
 
         Raises:
             StructureError: the cost was made for another model.
@@ -114,7 +115,6 @@ class Regularizer(ABC):
                 f"{getattr(model, 'name', model)!r} has {graph.digest}. Make the cost from "
                 "ChannelGraph.from_model(model)."
             )
-        inner, openness = self._with_openness(model, graph)
         penalty = SteeredPenalty(
             self.paid.formula.to_json(),
             [group.size for group in graph.groups],
@@ -124,11 +124,7 @@ class Regularizer(ABC):
             self.lowest.tolist(),
             name="penalty",
         )
-        outputs = inner.output
-        first = keras.tree.flatten(outputs)[0]
-        paid = penalty([first, openness])
-        outputs = keras.tree.map_structure(lambda tensor: paid if tensor is first else tensor, outputs)
-        self.bind(keras.Model(inner.input, outputs, name=inner.name))
+        self.bind(self._with_openness(model, graph, penalty))
         return self._model
 
     def bind(self, model: Any) -> None:
@@ -317,8 +313,8 @@ class Regularizer(ABC):
         return self.threshold
 
     @abstractmethod
-    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
-        """A copy of the model, and its openness as a tensor in it."""
+    def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
+        """A copy of the model in which the penalty is fed the openness, before the last layer."""
 
     def _control(self, given: BudgetControl | None) -> BudgetControl:
         target = (self.budget or self.initial) / self.initial
@@ -414,9 +410,14 @@ def _constant(strength: Any, target: float | None, target_ms: float | None) -> f
     return float(strength)
 
 
-def copied(model: Any) -> Any:
-    """A functional copy of a model: the same layer names and weights, nested models opened, gates left out."""
+def copied(model: Any, last: Callable[[Any], Any] | None = None) -> Any:
+    """A functional copy of a model: the same layer names and weights, nested models opened, gates left out.
+
+    Args:
+        model: a Keras model; it is not changed.
+        last: what the last layer reads, given the tensor that it would read; None: that tensor.
+    """
     wired = wiring(model)
-    result = rebuild(wired, fresh_inputs(wired), copy_layer)
+    result = rebuild(wired, fresh_inputs(wired), copy_layer, before_last(wired, last) if last else None)
     copy_weights(wired, result)
     return result

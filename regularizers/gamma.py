@@ -12,6 +12,7 @@ from latency_lab import budget
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
+from latency_lab.graph.keras_walk import wiring
 from regularizers.base import WeightRegularizer, copied
 from regularizers.openness import Combine, WeightOpenness
 
@@ -63,13 +64,13 @@ class Gamma(WeightRegularizer):
         self.threshold = threshold
         self.group: Combine = group
 
-    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
-        clone = copied(model)
-        norms = [layer for layer in clone.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
+        layers = {call.name: call.layer for call in wiring(model).calls}
+        norms = {name: layer for name, layer in layers.items() if isinstance(layer, keras.layers.BatchNormalization)}
         known = graph.layer_channels
-        members = {layer.name: known[layer.name].out_ids for layer in norms if layer.name in known}
+        members = {name: known[name].out_ids for name in norms if name in known}
         members = {name: slots for name, slots in members.items() if np.any(slots >= 0)}
-        flat = [layer.name for layer in norms if layer.name in members and layer.gamma is None]
+        flat = [name for name in members if norms[name].gamma is None]
         if flat:
             raise UnsupportedModelError(
                 f"Gamma reads the scale of batch norms, and {', '.join(flat)} of model {model.name!r} has scale=False. "
@@ -89,7 +90,7 @@ class Gamma(WeightRegularizer):
                 budget.check_reachable(self.cost, self.budget, lowest)
         slots = {name: found.tolist() for name, found in members.items()}
         source = WeightOpenness(slots, graph.slots, "gamma", combine=self.group, name=self._source)
-        return clone, source(keras.tree.flatten(clone.input)[0])
+        return copied(model, lambda tensor: penalty([tensor, source(tensor)]))
 
 
 def groups_without(graph: ChannelGraph, members: dict[str, Any]) -> tuple[str, ...]:

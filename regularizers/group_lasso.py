@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
+from latency_lab.graph.keras_walk import wiring
 from regularizers.base import WeightRegularizer, copied
 from regularizers.openness import Combine, WeightOpenness
 
@@ -64,9 +64,9 @@ class GroupLasso(WeightRegularizer):
         self.l1_fraction = l1_fraction
         self.group: Combine = group
 
-    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
-        clone = copied(model)
-        makers = [layer.name for layer in clone.layers if type(layer).__name__ in _MAKERS]
+    def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
+        layers = {call.name: call.layer for call in wiring(model).calls}
+        makers = [name for name, layer in layers.items() if type(layer).__name__ in _MAKERS]
         known = graph.layer_channels
         members = {name: known[name].out_ids.tolist() for name in makers if name in known}
         members = {name: slots for name, slots in members.items() if np.any(np.array(slots) >= 0)}
@@ -75,4 +75,4 @@ class GroupLasso(WeightRegularizer):
                 f"No channel of model {model.name!r} can close. `ChannelGraph.from_model(model).explain()` says why."
             )
         source = WeightOpenness(members, graph.slots, "weights", self.l1_fraction, self.group, name=self._source)
-        return clone, source(keras.tree.flatten(clone.input)[0])
+        return copied(model, lambda tensor: penalty([tensor, source(tensor)]))

@@ -72,7 +72,7 @@ class LogisticSigmoid(Regularizer):
         """The logit of each channel, [slots]."""
         return np.array(ops.convert_to_numpy(self._attached().get_layer(self._source).open_logits()), float)
 
-    def _with_openness(self, model: Any, graph: ChannelGraph) -> tuple[Any, Any]:
+    def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
         sizes = [group.size for group in graph.groups]
         gates = PricedGates(
             sizes,
@@ -88,4 +88,7 @@ class LogisticSigmoid(Regularizer):
             made.extend(gates(anchor))
             return made[0]
 
-        return insert_masks(model, graph, mask, vanishing=bool(self.vanishing)), made[1]
+        def pay(tensor: Any) -> Any:
+            return penalty([tensor, made[1]])
+
+        return insert_masks(model, graph, mask, vanishing=bool(self.vanishing), last=pay)

@@ -225,6 +225,9 @@ class WeightOpenness(keras.layers.Layer):
             self.latest.assign(ops.stop_gradient(found))
         return found
 
+    def compute_mask(self, anchor: Any, previous_mask: Any) -> None:
+        """None: the openness is that of channels, whatever the anchor."""
+
     def compute_output_spec(self, anchor: Any, training: bool = False) -> Any:
         """(slots,), float32."""
         return keras.KerasTensor((self.count,), dtype="float32")

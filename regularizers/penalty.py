@@ -15,7 +15,7 @@ from latency_lab.cost.linearised import linearised
 
 @keras.saving.register_keras_serializable(package="latency_lab")
 class Penalty(keras.layers.Layer):
-    """Hands on its first input, and in training adds to the loss what the openness costs.
+    """Hands on its first input (and its mask), and in training adds to the loss what the openness costs.
 
         threshold None:  strength * cost(widths) / initial,       widths_g = sum of the openness of group g, >= lowest_g
         else:            strength * sum_g p_g * widths_g / initial, p_g = d cost / d width_g where openness > threshold
@@ -74,15 +74,19 @@ class Penalty(keras.layers.Layer):
         return ops.segment_sum(openness, self._group_of, num_segments=len(self.sizes))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """inputs: [output, openness (slots,)]. Returns the output."""
-        output, openness = inputs
+        """inputs: [any tensor of the model, openness (slots,)]. Returns the tensor."""
+        tensor, openness = inputs
         if training:
             self.add_loss(self.strength * self.loss_of(ops.cast(openness, "float32")))
-        return output
+        return tensor
 
     def compute_output_spec(self, inputs: Any, training: bool = False) -> Any:
-        """That of the output."""
+        """That of the tensor."""
         return keras.KerasTensor(inputs[0].shape, dtype=inputs[0].dtype)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        """That of the tensor."""
+        return None if previous_mask is None else previous_mask[0]
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""

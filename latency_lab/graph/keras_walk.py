@@ -179,6 +179,32 @@ def rebuild(
         return keras.Model(inputs, outputs, name=wired.name)
 
 
+def before_last(
+    wired: Wiring, change: Callable[[Any], Any], feed: Callable[[Call, Value, Any], Any] | None = None
+) -> Callable[[Call, Value, Any], Any]:
+    """A `feed` for `rebuild`: the last call reads change(tensor) in the place of its first input.
+
+    So a layer gets into a model without making an output of it: Keras names outputs by the layers that make them.
+
+    Args:
+        wired: of the model that is rebuilt.
+        change: asked once.
+        feed: of all tensors, before the change; default: none.
+    """
+    last = next(call for call in reversed(wired.calls) if call.inputs)
+    changed: list[Any] = []
+
+    def fed(call: Call, value: Value, tensor: Any) -> Any:
+        found = feed(call, value, tensor) if feed else tensor
+        if call is not last or value is not last.inputs[0]:
+            return found
+        if not changed:
+            changed.append(change(found))
+        return changed[0]
+
+    return fed
+
+
 def copy_layer(call: Call, **changes: Any) -> Any:
     """A new layer of the same class and config, under the call's name, with `changes` to the config.
 

@@ -92,6 +92,50 @@ def test_outputs_keep_their_nesting() -> None:
     assert {name: tuple(value.shape) for name, value in found.items()} == {"x": (1, 2), "y": (1, 3)}
 
 
+def two_heads(how: str):
+    """A conv with a class and a box; the second head stands alone, reads the first, or is a layer called twice."""
+    keras.utils.clear_session()
+    image = keras.Input((8, 8, 1))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, name="a")(image)))
+    x = layers.GlobalAveragePooling2D()(x)
+    y = layers.Dense(3, name="cls")(x)
+    if how == "shared":
+        scale = layers.Rescaling(2.0, name="box")
+        return keras.Model(image, [y, scale(scale(y))])
+    return keras.Model(image, [y, layers.Dense(4, name="box")(y if how == "chained" else x)])
+
+
+@ALL
+@pytest.mark.parametrize("how", ["apart", "chained", "shared"])
+def test_losses_metrics_and_targets_find_their_outputs_by_name(regularizer, how, tmp_path) -> None:
+    model = two_heads(how)
+    learner = regularizer(flops(model), strength=1.0)
+    gated = learner.attach(model)
+    assert gated.output_names == model.output_names == ["cls", "box"]
+    gated.save(tmp_path / "gated.keras")
+    loaded = keras.models.load_model(tmp_path / "gated.keras")
+    learner.bind(loaded)
+    assert loaded.output_names == ["cls", "box"]
+    assert charged(loaded) == pytest.approx(charged(gated), rel=1e-6)
+    width = loaded.output_shape[1][-1]
+    for trained in (gated, loaded):
+        trained.compile("sgd", loss={"cls": "mse", "box": "mae"}, metrics={"box": ["mse"]}, run_eagerly=True)
+        targets = {"cls": np.zeros((4, 3)), "box": np.zeros((4, width))}
+        logs = trained.fit(np.ones((4, 8, 8, 1)), targets, verbose=0).history
+        assert {"cls_loss", "box_loss", "box_mse"} <= set(logs)
+
+
+def test_a_penalty_hands_on_the_mask_of_a_sequence() -> None:
+    image, words = keras.Input((8, 8, 1)), keras.Input((6, 5))
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(layers.Conv2D(8, 3, name="a")(image)))
+    model = keras.Model([image, words], [layers.Dense(3)(x), layers.LSTM(4)(layers.Masking()(words))])
+    gated = Gamma(flops(model), strength=1.0).attach(model)  # Keras warns of layers that lose masks
+    sentences = np.ones((2, 6, 5), "float32")
+    sentences[0, 3:] = 0
+    data = [np.ones((2, 8, 8, 1), "float32"), sentences]
+    assert np.array(gated(data)[1]) == pytest.approx(np.array(model(data)[1]), abs=1e-6)
+
+
 # ---- what is charged ----------------------------------------------------------------------------------------------
 
 
