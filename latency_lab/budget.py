@@ -135,7 +135,8 @@ def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
 
     A move of d channels in one group changes the cost by delta. With p the price of a channel (the chord's slope),
     opening gains WORTH_OF_CLOSED*d*p - delta and closing gains -delta - WORTH_OF_OPEN*d*p; the best move with a gain is
-    made, group by group, until none is left; opening stops at the end of a step. A cost without steps is left as it is.
+    made, group by group, until none is left; opening stops at the end of a step. The last open channel of a group
+    stays: with it a branch may go whose channels are not this group's alone. A cost without steps is left as it is.
 
     Args:
         cost: read at whole widths.
@@ -153,7 +154,7 @@ def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
     start = np.asarray(widths).astype(np.int64)
     sizes = np.array([group.size for group in cost.graph.groups], np.int64)
     few = np.clip(sizes // 16, 1, FEW)
-    low, high = np.maximum(start - few, np.asarray(lowest)), np.minimum(start + few, sizes)
+    low, high = np.maximum(start - few, _least(start, lowest)), np.minimum(start + few, sizes)
     found = start.copy()
     for _ in range(3):
         before = found.copy()
@@ -162,6 +163,11 @@ def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
         if np.array_equal(before, found):
             break
     return found
+
+
+def _least(widths: Ints, lowest: npt.ArrayLike) -> Ints:
+    """The fewest channels of each group that a few channels less may leave: one of those that are open."""
+    return np.asarray(np.maximum(np.minimum(widths, 1), lowest), np.int64)
 
 
 def uniform_widths(cost: Cost, target: float) -> Ints:
@@ -231,10 +237,11 @@ def _trade(cost: Cost, widths: Ints, target: float, lowest: Ints) -> Ints:
     """Widths with one group wider and another narrower by a few channels to pay for it, where that spends more."""
     best, most = widths, cost.at(widths)
     few = np.clip(cost.graph.full_widths.astype(np.int64) // 16, 1, FEW)
+    least = _least(widths, lowest)
     over = sorted((move for move in _wider(cost, widths) if move[0] > target), key=lambda move: move[0])
     for _, wide in over[:TRADES]:
         for group in np.flatnonzero(wide == widths):
-            for width in range(widths[group] - 1, max(widths[group] - few[group], lowest[group]) - 1, -1):
+            for width in range(widths[group] - 1, max(widths[group] - few[group], least[group]) - 1, -1):
                 trial = wide.copy()
                 trial[group] = width
                 spent = cost.at(trial)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency_lab import budget
-from latency_lab.cost import FlopsCost, LatencyCost
+from latency_lab.cost import Cost, FlopsCost, LatencyCost
 from latency_lab.errors import BudgetError, UsageError
-from tests.unit.cost_nets import StepProfile, residual_net
+from tests.unit.cost_nets import HandGraph, HandGroup, StepProfile, residual_net
 
 GRAPH = residual_net()
 STEPS = LatencyCost(GRAPH, StepProfile())
@@ -114,6 +114,21 @@ def test_snap_raises_to_an_edge_that_is_free_and_drops_to_one_that_saves() -> No
     assert b(33) == 32
     assert b(17) == 16
     assert b(39) == 39  # in the middle of a step there is nothing nearby that pays
+
+
+def branch_cost() -> Cost:
+    """A group "a" that gates a branch of half a ms, and a group "b" beside it."""
+    graph = HandGraph((HandGroup("a", 16), HandGroup("b", 64)))
+    formula = LatencyCost(GRAPH, StepProfile()).formula
+    return Cost(graph, "ms", formula, lambda widths: 1.0 + 0.01 * widths[0] + 0.5 * (widths[0] > 0) + 0.1 * widths[1])
+
+
+def test_snap_never_takes_a_branch_away_with_its_last_channel(monkeypatch) -> None:
+    cost = branch_cost()
+    monkeypatch.setattr(cost, "gradient", lambda widths: np.array([0.01, 0.1]))
+    assert budget.snap(cost, [1, 64], lowest=[0, 1]).tolist() == [1, 64]
+    assert budget.snap(cost, [0, 64], lowest=[0, 1]).tolist() == [0, 64]
+    assert budget._trade(cost, np.array([1, 8]), 2.5, np.array([0, 1]))[0] == 1
 
 
 def test_snap_leaves_a_cost_without_steps_alone() -> None:
