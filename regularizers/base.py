@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -351,6 +351,22 @@ class WeightRegularizer(Regularizer):
     """Groups without such weights, which stay whole."""
 
     _source = "openness"
+    _reads: str
+    """What it reads the weights of."""
+
+    def bind(self, model: Any) -> None:
+        """Takes up a model that `attach` made, with the groups that stay whole."""
+        super().bind(model)
+        self.unregularized = groups_without(self.cost.graph, model.get_layer(self._source).slots.values())
+
+    def _leave_whole(self, without: tuple[str, ...]) -> None:
+        """Says (logging) which groups stay whole, and refuses a budget that the others cannot reach."""
+        if not without:
+            return
+        LOGGER.warning("%s: no %s, left whole: %s", type(self).__name__, self._reads, ", ".join(without))
+        if self.budget is not None:
+            whole = [group.size if group.name in without else 0 for group in self.cost.graph.groups]
+            budget.check_reachable(self.cost, self.budget, np.maximum(self.lowest, whole))
 
     def latest_openness(self) -> npt.NDArray[np.float64]:
         """What the last training step began with, [slots]: what is read in passing goes through no kernels."""
@@ -408,6 +424,20 @@ def _constant(strength: Any, target: float | None, target_ms: float | None) -> f
             )
         return 1.0
     return float(strength)
+
+
+def groups_without(graph: ChannelGraph, members: Iterable[npt.ArrayLike]) -> tuple[str, ...]:
+    """Names of the groups some channel of which is none of the members'.
+
+    Args:
+        graph: of the groups.
+        members: for each, the slots of its channels; -1: in no group.
+    """
+    found = np.zeros(graph.slots + 1, bool)
+    for slots in members:
+        found[np.asarray(slots, int)] = True
+    spans = zip(graph.groups, graph.offsets[:-1], graph.offsets[1:], strict=True)
+    return tuple(group.name for group, start, end in spans if not found[start:end].all())
 
 
 def copied(model: Any, last: Callable[[Any], Any] | None = None) -> Any:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import keras
 import numpy as np
 
-from latency_lab import budget
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import wiring
-from regularizers.base import WeightRegularizer, copied
+from regularizers.base import WeightRegularizer, copied, groups_without
 from regularizers.openness import Combine, WeightOpenness
-
-LOGGER = logging.getLogger(__name__)
 
 
 class Gamma(WeightRegularizer):
@@ -48,6 +44,8 @@ class Gamma(WeightRegularizer):
 
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798.
     """
+
+    _reads = "batch norm"
 
     def __init__(
         self,
@@ -81,22 +79,7 @@ class Gamma(WeightRegularizer):
                 f"Gamma reads the scale of batch norms, and no channel group of model {model.name!r} passes through "
                 "one. Use LogisticSigmoid or GroupLasso."
             )
-        self.unregularized = groups_without(graph, members)
-        if self.unregularized:
-            LOGGER.warning("Gamma: no batch norm, left whole: %s", ", ".join(self.unregularized))
-            if self.budget is not None:
-                whole = [group.size if group.name in self.unregularized else 0 for group in graph.groups]
-                lowest = np.maximum(self.lowest, whole)
-                budget.check_reachable(self.cost, self.budget, lowest)
+        self._leave_whole(groups_without(graph, members.values()))
         slots = {name: found.tolist() for name, found in members.items()}
         source = WeightOpenness(slots, graph.slots, "gamma", combine=self.group, name=self._source)
         return copied(model, lambda tensor: penalty([tensor, source(tensor)]))
-
-
-def groups_without(graph: ChannelGraph, members: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the groups of which no member has all channels."""
-    found = np.zeros(graph.slots, bool)
-    for slots in members.values():
-        found[slots[slots >= 0]] = True
-    spans = zip(graph.groups, graph.offsets[:-1], graph.offsets[1:], strict=True)
-    return tuple(group.name for group, start, end in spans if not found[start:end].all())

@@ -10,7 +10,7 @@ from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import wiring
-from regularizers.base import WeightRegularizer, copied
+from regularizers.base import WeightRegularizer, copied, groups_without
 from regularizers.openness import Combine, WeightOpenness
 
 _MAKERS = frozenset(
@@ -47,6 +47,8 @@ class GroupLasso(WeightRegularizer):
     Source: A. Gordon et al., "MorphNet", arXiv 1711.06798; M. Yuan, Y. Lin, 2006.
     """
 
+    _reads = "convolution or dense layer"
+
     def __init__(
         self,
         cost: Cost,
@@ -74,5 +76,6 @@ class GroupLasso(WeightRegularizer):
             raise UnsupportedModelError(
                 f"No channel of model {model.name!r} can close. `ChannelGraph.from_model(model).explain()` says why."
             )
+        self._leave_whole(groups_without(graph, members.values()))
         source = WeightOpenness(members, graph.slots, "weights", self.l1_fraction, self.group, name=self._source)
         return copied(model, lambda tensor: penalty([tensor, source(tensor)]))

@@ -330,11 +330,16 @@ def test_gamma_refuses_what_it_cannot_regularize() -> None:
         Gamma(flops(model), strength=1.0).attach(model)
 
 
-def test_gamma_leaves_a_group_without_batch_norm_whole_and_says_so() -> None:
+def half_normed():
+    """A conv with a batch norm, and one without."""
     image = keras.Input((8, 8, 1))
-    x = layers.BatchNormalization()(layers.Conv2D(8, 3, name="normed")(image))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(8, 3, name="normed")(image))
     x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, name="bare")(x))
-    model = keras.Model(image, layers.Dense(2)(x))
+    return keras.Model(image, layers.Dense(2)(x))
+
+
+def test_gamma_leaves_a_group_without_batch_norm_whole_and_says_so(tmp_path) -> None:
+    model = half_normed()
     regularizer = Gamma(flops(model), target=0.5)
     gated = regularizer.attach(model)
     assert regularizer.unregularized == ("bare",)
@@ -342,13 +347,15 @@ def test_gamma_leaves_a_group_without_batch_norm_whole_and_says_so() -> None:
     cost = regularizer.cost
     assert charged(gated) * cost.value(None) == pytest.approx(cost.gradient([8, 12]) @ [8, 12], rel=1e-5)
     assert len(regularizer.structure().kept["bare"]) == 12
+    gated.save(tmp_path / "gated.keras")
+    again = Gamma(cost, target=0.5)
+    again.bind(keras.models.load_model(tmp_path / "gated.keras"))
+    assert again.unregularized == ("bare",)
+    assert again.structure().kept == regularizer.structure().kept
 
 
 def test_gamma_refuses_a_budget_that_its_groups_cannot_reach() -> None:
-    image = keras.Input((8, 8, 1))
-    x = layers.BatchNormalization()(layers.Conv2D(8, 3, name="normed")(image))
-    x = layers.GlobalAveragePooling2D()(layers.Conv2D(12, 3, name="bare")(x))
-    model = keras.Model(image, layers.Dense(2)(x))
+    model = half_normed()
     with pytest.raises(BudgetError, match="13 channels in the 2 groups"):
         Gamma(flops(model), target=0.05).attach(model)
 
