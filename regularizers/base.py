@@ -17,7 +17,7 @@ from keras import ops
 
 from latency_lab import budget
 from latency_lab.cost import Cost
-from latency_lab.errors import StructureError, UsageError
+from latency_lab.errors import StructureError, UnsupportedModelError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import before_last, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
 from latency_lab.structure import Structure
@@ -348,7 +348,7 @@ class WeightRegularizer(Regularizer):
     """A regularizer of weights that are there anyway: they close no faster than the optimizer moves them."""
 
     unregularized: tuple[str, ...] = ()
-    """Groups without such weights, which stay whole."""
+    """Groups without such weights, or with frozen ones, which stay whole."""
 
     _source = "openness"
     _reads: str
@@ -359,14 +359,44 @@ class WeightRegularizer(Regularizer):
         super().bind(model)
         self.unregularized = groups_without(self.cost.graph, model.get_layer(self._source).slots.values())
 
-    def _leave_whole(self, without: tuple[str, ...]) -> None:
-        """Says (logging) which groups stay whole, and refuses a budget that the others cannot reach."""
-        if not without:
-            return
-        LOGGER.warning("%s: no %s, left whole: %s", type(self).__name__, self._reads, ", ".join(without))
-        if self.budget is not None:
-            whole = [group.size if group.name in without else 0 for group in self.cost.graph.groups]
+    def _members(self, graph: ChannelGraph, layers: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Which of some layers say how open channels are, and of which: slots by name, -1 where it says nothing.
+
+        A frozen layer keeps its channels open as they are: groups that it has part in stay whole, as groups do that
+        have none of the layers. Both are named (logging).
+
+        Raises:
+            UnsupportedModelError: all of the layers are frozen.
+            BudgetError: the groups that are left cannot reach the budget.
+        """
+        known = graph.layer_channels
+        found = {name: known[name].out_ids for name in layers if name in known}
+        found = {name: slots for name, slots in found.items() if np.any(slots >= 0)}
+        bare = groups_without(graph, found.values())
+        group_of = np.append(np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups]), -1)
+        fixed = [group_of[slots] for name, slots in found.items() if not layers[name].trainable]
+        frozen = np.setdiff1d(np.concatenate(fixed), [-1]) if fixed else np.zeros(0, int)
+        left = {name: np.where(np.isin(group_of[slots], frozen), -1, slots) for name, slots in found.items()}
+        left = {name: slots.tolist() for name, slots in left.items() if np.any(slots >= 0)}
+        if found and not left:
+            raise UnsupportedModelError(
+                f"{type(self).__name__} has nothing to train: each channel group with a {self._reads} has one that is "
+                f"frozen (trainable=False), such as {next(n for n in found if not layers[n].trainable)}. Unfreeze the "
+                "layers whose channels may close before attach(), or use LogisticSigmoid, whose gates are weights of "
+                "their own."
+            )
+        names = [group.name for group in graph.groups]
+        self._leave_whole(f"no {self._reads}", bare)
+        self._leave_whole(f"{self._reads} frozen (trainable=False)", [names[g] for g in frozen.tolist()])
+        if self.budget is not None and left:
+            without = groups_without(graph, left.values())
+            whole = [group.size if group.name in without else 0 for group in graph.groups]
             budget.check_reachable(self.cost, self.budget, np.maximum(self.lowest, whole))
+        return left
+
+    def _leave_whole(self, why: str, names: Sequence[str]) -> None:
+        if names:
+            LOGGER.warning("%s: %s, left whole: %s", type(self).__name__, why, ", ".join(names))
 
     def latest_openness(self) -> npt.NDArray[np.float64]:
         """What the last training step began with, [slots]: what is read in passing goes through no kernels."""
@@ -392,9 +422,16 @@ class WeightRegularizer(Regularizer):
         return float(np.median(openness[np.isfinite(openness)]))
 
     def begin(self, steps: int) -> None:
-        """Warns (logging) when Adam cannot close a typical channel in the steps ahead: it moves a weight by at most
-        about a learning rate a step."""
-        optimizer = self._attached().optimizer
+        """Warns (logging) of layers that were frozen since `attach`, and when Adam cannot close a typical channel in
+        the steps ahead: it moves a weight by at most about a learning rate a step."""
+        model = self._attached()
+        if frozen := [n for n in model.get_layer(self._source).slots if not model.get_layer(n).trainable]:
+            LOGGER.warning(
+                "%s: frozen (trainable=False) after attach(), so that their channels pay and cannot close: %s. Freeze "
+                "layers before attach(), and their groups stay whole.",
+                *(type(self).__name__, ", ".join(frozen)),
+            )
+        optimizer = model.optimizer
         if self.budget is None or optimizer is None or "adam" not in optimizer.name:
             return
         rate, size = float(ops.convert_to_numpy(optimizer.learning_rate)), self._typical()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import wiring
-from regularizers.base import WeightRegularizer, copied, groups_without
+from regularizers.base import WeightRegularizer, copied
 from regularizers.openness import Combine, WeightOpenness
 
 
@@ -21,8 +20,8 @@ class Gamma(WeightRegularizer):
         loss = strength * sum_g p_g * sum_c max over members |gamma_c| / initial cost
 
     p_g is d cost / d width_g at the channels that are open now, with no gradient through it. The members of a group
-    are the batch norms that its channels pass through. A group without one pays nothing and stays whole: it is in
-    `unregularized` (and in a log message).
+    are the batch norms that its channels pass through. A group without one, or with a frozen one (trainable=False),
+    pays nothing and stays whole: it is in `unregularized` (and in a log message).
 
     Args:
         cost: what is paid for, bound to the graph of the model.
@@ -35,7 +34,7 @@ class Gamma(WeightRegularizer):
     for 2000 steps at 1e-3, or 400 at 5e-3.
 
     Raises:
-        UnsupportedModelError: on attaching: a batch norm has scale=False, or no group has a batch norm.
+        UnsupportedModelError: on attaching: a batch norm has scale=False, no group has a batch norm, or all are frozen.
 
     Example:
         >>> from regularizers import Gamma
@@ -65,9 +64,7 @@ class Gamma(WeightRegularizer):
     def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
         layers = {call.name: call.layer for call in wiring(model).calls}
         norms = {name: layer for name, layer in layers.items() if isinstance(layer, keras.layers.BatchNormalization)}
-        known = graph.layer_channels
-        members = {name: known[name].out_ids for name in norms if name in known}
-        members = {name: slots for name, slots in members.items() if np.any(slots >= 0)}
+        members = self._members(graph, norms)
         flat = [name for name in members if norms[name].gamma is None]
         if flat:
             raise UnsupportedModelError(
@@ -79,7 +76,5 @@ class Gamma(WeightRegularizer):
                 f"Gamma reads the scale of batch norms, and no channel group of model {model.name!r} passes through "
                 "one. Use LogisticSigmoid or GroupLasso."
             )
-        self._leave_whole(groups_without(graph, members.values()))
-        slots = {name: found.tolist() for name, found in members.items()}
-        source = WeightOpenness(slots, graph.slots, "gamma", combine=self.group, name=self._source)
+        source = WeightOpenness(members, graph.slots, "gamma", combine=self.group, name=self._source)
         return copied(model, lambda tensor: penalty([tensor, source(tensor)]))

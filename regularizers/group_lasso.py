@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import wiring
-from regularizers.base import WeightRegularizer, copied, groups_without
+from regularizers.base import WeightRegularizer, copied
 from regularizers.openness import Combine, WeightOpenness
 
 _MAKERS = frozenset(
@@ -29,7 +27,8 @@ class GroupLasso(WeightRegularizer):
         loss = strength * sum_g p_g * sum_c max over members r_c / initial cost
 
     p_g is d cost / d width_g at the channels that are open now, with no gradient through it. The members of a group
-    are the convs and dense layers that make its channels, depthwise ones too.
+    are the convs and dense layers that make its channels, depthwise ones too. A group with a frozen one
+    (trainable=False) pays nothing and stays whole: it is in `unregularized` (and in a log message).
 
     Args:
         cost: what is paid for, bound to the graph of the model.
@@ -38,6 +37,9 @@ class GroupLasso(WeightRegularizer):
         l1_fraction: f, from 0 to 1.
         group: how members combine: "max" or "l2".
         **options: `control`, `every`, `depth` of `Regularizer`.
+
+    Raises:
+        UnsupportedModelError: on attaching: no channel can close, or all of the layers are frozen.
 
     Example:
         >>> from regularizers import GroupLasso
@@ -68,14 +70,11 @@ class GroupLasso(WeightRegularizer):
 
     def _with_openness(self, model: Any, graph: ChannelGraph, penalty: Any) -> Any:
         layers = {call.name: call.layer for call in wiring(model).calls}
-        makers = [name for name, layer in layers.items() if type(layer).__name__ in _MAKERS]
-        known = graph.layer_channels
-        members = {name: known[name].out_ids.tolist() for name in makers if name in known}
-        members = {name: slots for name, slots in members.items() if np.any(np.array(slots) >= 0)}
+        makers = {name: layer for name, layer in layers.items() if type(layer).__name__ in _MAKERS}
+        members = self._members(graph, makers)
         if not members:
             raise UnsupportedModelError(
                 f"No channel of model {model.name!r} can close. `ChannelGraph.from_model(model).explain()` says why."
             )
-        self._leave_whole(groups_without(graph, members.values()))
         source = WeightOpenness(members, graph.slots, "weights", self.l1_fraction, self.group, name=self._source)
         return copied(model, lambda tensor: penalty([tensor, source(tensor)]))

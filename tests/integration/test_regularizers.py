@@ -354,6 +354,30 @@ def test_gamma_leaves_a_group_without_batch_norm_whole_and_says_so(tmp_path) -> 
     assert again.structure().kept == regularizer.structure().kept
 
 
+@pytest.mark.parametrize("regularizer", [Gamma, GroupLasso])
+def test_groups_of_frozen_layers_stay_whole_and_are_named(regularizer, caplog) -> None:
+    model = branched()
+    for layer in model.layers:
+        layer.trainable = not layer.name.startswith("a_")
+    cost = flops(model)
+    learner = regularizer(cost, target=0.9)
+    gated = learner.attach(model)
+    stem = ("stem",) * (regularizer is GroupLasso)  # a_out, frozen, makes channels of the stem's group
+    assert set(learner.unregularized) == {"a_in", *stem}
+    assert "frozen (trainable=False), left whole: " in caplog.text
+    slots = gated.get_layer("openness").slots
+    assert not any(name.startswith("a_") for name in slots)
+    assert len(learner.structure().kept["a_in"]) == 16
+    for layer in model.layers:
+        layer.trainable = False
+    with pytest.raises(UnsupportedModelError, match=r"nothing to train: .* is frozen .*, such as .*Unfreeze"):
+        regularizer(cost, target=0.9).attach(model)
+    gated.trainable = False
+    compiled(gated)
+    learner.begin(100)
+    assert "frozen (trainable=False) after attach()" in caplog.text
+
+
 def test_gamma_refuses_a_budget_that_its_groups_cannot_reach() -> None:
     model = half_normed()
     with pytest.raises(BudgetError, match="13 channels in the 2 groups"):
