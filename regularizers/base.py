@@ -17,6 +17,7 @@ from keras import ops
 
 from latency_lab import budget
 from latency_lab.cost import Cost
+from latency_lab.cost.formula import Formula
 from latency_lab.errors import StructureError, UnsupportedModelError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import before_last, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
@@ -70,6 +71,7 @@ class Regularizer(ABC):
     ) -> None:
         self.auto = strength == "auto"
         constant = _constant(strength, target, target_ms)
+        self._constant = None if self.auto else constant
         self.cost = cost
         self.paid = cost if paid is None else paid
         if self.paid.graph.digest != cost.graph.digest:
@@ -108,13 +110,7 @@ class Regularizer(ABC):
         Raises:
             StructureError: the cost was made for another model.
         """
-        graph = ChannelGraph.from_model(model)
-        if graph.digest != self.cost.graph.digest:
-            raise StructureError(
-                f"The cost was made for another model: it has the graph {self.cost.graph.digest}, and model "
-                f"{getattr(model, 'name', model)!r} has {graph.digest}. Make the cost from "
-                "ChannelGraph.from_model(model)."
-            )
+        graph = self._graph_of(model)
         penalty = SteeredPenalty(
             self.paid.formula.to_json(),
             [group.size for group in graph.groups],
@@ -124,20 +120,54 @@ class Regularizer(ABC):
             self.lowest.tolist(),
             name="penalty",
         )
-        self.bind(self._with_openness(model, graph, penalty))
+        self._take_up(self._with_openness(model, graph, penalty))
         return self._model
 
     def bind(self, model: Any) -> None:
         """Takes up a model that `attach` made: one that was saved and loaded goes on training after this.
 
+        It pays this regularizer's constant `strength` from now on; under a budget, or with "auto", the model's own.
+
         Raises:
-            UsageError: the model has no penalty of this regularizer.
+            UsageError: the model has no penalty of this regularizer, or one of another price or `depth`.
+            StructureError: the cost was made for another model.
         """
         missing = [name for name in ("penalty", self._source) if name not in {layer.name for layer in model.layers}]
         if missing:
             raise UsageError(
                 f"Model {model.name!r} has no layer {missing[0]!r}: it was not made by {type(self).__name__}.attach()."
             )
+        self._graph_of(model)
+        self._check(model.get_layer("penalty"))
+        self._take_up(model)
+        if self._constant is not None:
+            self.set_strength(self._constant)
+
+    def _graph_of(self, model: Any) -> ChannelGraph:
+        graph = ChannelGraph.from_model(model)
+        if graph.digest != self.cost.graph.digest:
+            raise StructureError(
+                f"The cost was made for another model: it has the graph {self.cost.graph.digest}, and model "
+                f"{getattr(model, 'name', model)!r} has {graph.digest}. Make the cost from "
+                "ChannelGraph.from_model(model)."
+            )
+        return graph
+
+    def _check(self, penalty: Any) -> None:
+        """Refuses a penalty that charges something else than this regularizer would."""
+        if penalty.lowest != self.lowest.tolist():
+            raise UsageError(
+                f"The model was attached with depth={0 in penalty.lowest}. Received: a regularizer with "
+                f"depth={bool(self.vanishing)}. Make the regularizer with the same `depth`."
+            )
+        if not same_price(penalty.formula, self.paid.formula, self.paid.graph.full_widths):
+            raise UsageError(
+                f"The model pays another price than this regularizer's in {self.paid.unit}: its penalty was made with "
+                "another cost, or another profile. Give that cost, as `paid=` where budgets and structures are to read "
+                "this one; or attach() anew."
+            )
+
+    def _take_up(self, model: Any) -> None:
         source = model.get_layer(self._source)
         if hasattr(source, "bind"):
             source.bind(model)
@@ -354,9 +384,8 @@ class WeightRegularizer(Regularizer):
     _reads: str
     """What it reads the weights of."""
 
-    def bind(self, model: Any) -> None:
-        """Takes up a model that `attach` made, with the groups that stay whole."""
-        super().bind(model)
+    def _take_up(self, model: Any) -> None:
+        super()._take_up(model)
         self.unregularized = groups_without(self.cost.graph, model.get_layer(self._source).slots.values())
 
     def _members(self, graph: ChannelGraph, layers: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -441,6 +470,17 @@ class WeightRegularizer(Regularizer):
                 "The budget will be met by cutting open channels. Train for %d steps or more, or at a higher rate.",
                 *(type(self).__name__, size, steps, rate, rate * steps, math.ceil(round(2 * size / rate, 3))),
             )
+
+
+def same_price(one: Formula, other: Formula, full: npt.NDArray[np.float64]) -> bool:
+    """Whether two costs are the same function of widths: values and slopes at some shares of all channels [groups]."""
+
+    def numbers(formula: Formula, share: float) -> npt.NDArray[np.float64]:
+        value, gradient = formula.value_and_gradient(share * full, np)
+        return np.append(gradient * full, value)
+
+    pairs = [(numbers(one, share), numbers(other, share)) for share in (1.0, 0.6, 0.3)]
+    return all(np.allclose(left, right, rtol=1e-5, atol=1e-6 * abs(left[-1])) for left, right in pairs)
 
 
 def _constant(strength: Any, target: float | None, target_ms: float | None) -> float | None:

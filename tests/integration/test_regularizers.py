@@ -499,6 +499,37 @@ def test_a_loaded_penalty_on_weights_has_to_be_bound_to_train(regularizer, digit
         resumed.bind(model)
 
 
+@ALL
+def test_a_regularizer_that_takes_up_a_model_charges_its_own_strength(regularizer, tmp_path) -> None:
+    model = network(norm=regularizer is not GroupLasso)
+    cost = flops(model)
+    gated = regularizer(cost, strength=1.0).attach(model)
+    regularizer(cost, strength=7.0).bind(gated)
+    assert charged(gated, 7.0) == pytest.approx(charged(regularizer(cost, strength=1.0).attach(model)), rel=1e-5)
+    steered = regularizer(cost, target=0.5)
+    steered.bind(gated)
+    assert steered.strength == 7.0
+    automatic = regularizer(cost, strength="auto")
+    automatic.bind(gated)
+    assert automatic.strength == 7.0
+
+
+@ALL
+def test_a_regularizer_takes_up_no_model_of_another_graph_price_or_depth(regularizer) -> None:
+    model = branched()
+    cost, in_ms = flops(model), latency(model)
+    gated = regularizer(cost, strength=1.0).attach(model)
+    with pytest.raises(StructureError, match="made for another model"):
+        regularizer(flops(network(norm=regularizer is not GroupLasso)), strength=1.0).bind(gated)
+    with pytest.raises(UsageError, match="another price than this regularizer's in ms.*`paid=`"):
+        regularizer(in_ms, strength=1.0).bind(gated)
+    with pytest.raises(UsageError, match="attached with depth=False.*depth=True"):
+        regularizer(cost, strength=1.0, depth=True).bind(gated)
+    reader = regularizer(in_ms, target_ms=0.5 * in_ms.at(), paid=cost)
+    reader.bind(gated)
+    assert in_ms.at(reader.structure().widths(cost.graph)) <= 0.5 * in_ms.at()
+
+
 # ---- control and batch norm ---------------------------------------------------------------------------------------
 
 
