@@ -460,15 +460,16 @@ class WeightRegularizer(Regularizer):
                 "layers before attach(), and their groups stay whole.",
                 *(type(self).__name__, ", ".join(frozen)),
             )
-        optimizer = model.optimizer
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
         if self.budget is None or optimizer is None or "adam" not in optimizer.name:
             return
-        rate, size = float(ops.convert_to_numpy(optimizer.learning_rate)), self._typical()
+        rate, size = largest_rate(optimizer, steps), self._typical()
         if rate * steps < 2 * size:
+            enough = f"for {math.ceil(round(2 * size / rate, 3))} steps or more, or " if rate else ""
             LOGGER.warning(
-                "%s: the median channel is open by %.2g, and %d steps at a learning rate of %.2g close %.2g at most. "
-                "The budget will be met by cutting open channels. Train for %d steps or more, or at a higher rate.",
-                *(type(self).__name__, size, steps, rate, rate * steps, math.ceil(round(2 * size / rate, 3))),
+                "%s: the median channel is open by %.2g, and %d steps at a learning rate of up to %.2g close %.2g at "
+                "most. The budget will be met by cutting open channels. Train %sat a higher rate.",
+                *(type(self).__name__, size, steps, rate, rate * steps, enough),
             )
 
 
@@ -481,6 +482,16 @@ def same_price(one: Formula, other: Formula, full: npt.NDArray[np.float64]) -> b
 
     pairs = [(numbers(one, share), numbers(other, share)) for share in (1.0, 0.6, 0.3)]
     return all(np.allclose(left, right, rtol=1e-5, atol=1e-6 * abs(left[-1])) for left, right in pairs)
+
+
+def largest_rate(optimizer: Any, steps: int) -> float:
+    """The largest learning rate of the steps ahead: of a schedule, of a hundred steps that are looked at; else now's."""
+    schedule = optimizer._learning_rate
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return float(ops.convert_to_numpy(optimizer.learning_rate))
+    first = int(ops.convert_to_numpy(optimizer.iterations))
+    looked_at = np.unique(np.linspace(first, first + steps, 101).astype(int)).tolist()
+    return max(float(ops.convert_to_numpy(schedule(step))) for step in looked_at)
 
 
 def _constant(strength: Any, target: float | None, target_ms: float | None) -> float | None:

@@ -436,6 +436,26 @@ def test_too_few_steps_for_weights_to_close_are_warned_of(digits, caplog) -> Non
     assert "Train for 2000 steps or more" in caplog.text
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "loss scaled"])
+def test_a_warm_up_is_judged_by_the_largest_rate_ahead(scaled, caplog) -> None:
+    model = network()
+    learner = Gamma(flops(model), target=0.5)
+    gated = learner.attach(model)
+
+    def begin(steps: int, top: float, warmup: int = 10) -> str:
+        rate = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=top or None, warmup_steps=warmup)
+        optimizer = keras.optimizers.Adam(rate)
+        gated.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, "mse")
+        caplog.clear()
+        learner.begin(steps)
+        return caplog.text
+
+    assert begin(4000, 1e-3) == ""
+    assert "learning rate of up to 0.001 close 0.1 at most" in begin(100, 1e-3)
+    assert "Train for 2000 steps or more" in begin(100, 1e-3)
+    assert "close 0 at most" in begin(100, 0.0) and "Train at a higher rate" in begin(100, 0.0)
+
+
 def test_a_constant_strength_stays(digits) -> None:
     images, labels = digits
     model = network()
