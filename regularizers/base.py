@@ -485,7 +485,7 @@ def same_price(one: Formula, other: Formula, full: npt.NDArray[np.float64]) -> b
 
 
 def largest_rate(optimizer: Any, steps: int) -> float:
-    """The largest learning rate of the steps ahead: of a schedule, of a hundred steps that are looked at; else now's."""
+    """The largest learning rate in the steps ahead: of a schedule, in a hundred of them; else that of now."""
     schedule = optimizer._learning_rate
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         return float(ops.convert_to_numpy(optimizer.learning_rate))

@@ -157,6 +157,7 @@ class BudgetCallback(keras.callbacks.Callback):
         self._read_at, self._last = self.step, regularizer.openness()
         self._unit, origin, progress, integral = regularizer.control_state()
         self.resumed = epoch > 0 and self._unit > 0
+        self._from, self._reached = epoch, min(progress, epoch / self._epochs) if self.resumed else 0.0
         self._own_unit = regularizer.unit() if self.control is not None else 1.0
         if not regularizer.auto and not self.resumed:
             self._unit = self._own_unit
@@ -178,9 +179,11 @@ class BudgetCallback(keras.callbacks.Callback):
 
     @property
     def _progress(self) -> float:
-        """Share of the training that is done. While the steps of an epoch are unknown, in the first, it stands."""
+        """Share of the training that is done: of a new one from its first epoch, of one that goes on from what it had
+        reached. While the steps of an epoch are unknown, in the first, it stands, and the others share what is left."""
         within = self._batches / self._steps if self._steps else 0.0
-        return min(1.0, (self.epoch + within) / self._epochs)
+        done = (self.epoch + within - self._from) / max(1, self._epochs - self._from)
+        return min(1.0, self._reached + (1 - self._reached) * done)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Every `every` batches: a reading, and a new strength."""

@@ -304,6 +304,28 @@ def test_backup_and_restore_goes_on_with_the_state_of_the_control(tmp_path) -> N
     assert len(states) == 3
 
 
+def test_a_new_training_that_starts_at_a_later_epoch_has_its_whole_ramp() -> None:
+    model = network()
+    learner = LogisticSigmoid(flops(model), target=0.5)
+    gated = compiled(learner.attach(model))
+    (clock,) = learner.callbacks()
+    seen: list = []
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(clock.control.progress))
+    fit(gated, [clock, spy], epochs=12, initial_epoch=8)
+    assert not clock.resumed
+    assert seen == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert learner.history()[0]["step"] == 33
+
+    clock.control.progress = 0.5  # as after two of the four epochs
+    clock._keep()
+    (resumed,) = learner.callbacks()
+    seen.clear()
+    spy = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(resumed.control.progress))
+    fit(gated, [resumed, spy], epochs=12, initial_epoch=10)
+    assert resumed.resumed
+    assert seen == pytest.approx([0.75, 1.0])
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras's, of any generator
 def test_a_training_of_unknown_steps_is_read_all_the_same() -> None:
     model = network()
