@@ -197,9 +197,9 @@ class Regularizer(ABC):
             found.append(OpennessHistograms(self, clock, histograms))
         return found
 
-    def begin(self, steps: int) -> None:
-        """Called by the callback before training, with the number of steps ahead."""
-        LOGGER.debug("%s: %d steps ahead", type(self).__name__, steps)
+    def begin(self, steps: int | None) -> None:
+        """Called by the callback before training, with the number of steps ahead; None: nobody knows."""
+        LOGGER.debug("%s: %s steps ahead", type(self).__name__, steps)
 
     # ---- reading ----------------------------------------------------------------------------------------------
 
@@ -450,7 +450,7 @@ class WeightRegularizer(Regularizer):
         openness = self.openness()
         return float(np.median(openness[np.isfinite(openness)]))
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int | None) -> None:
         """Warns (logging) of layers that were frozen since `attach`, and when Adam cannot close a typical channel in
         the steps ahead: it moves a weight by at most about a learning rate a step."""
         model = self._attached()
@@ -461,7 +461,7 @@ class WeightRegularizer(Regularizer):
                 *(type(self).__name__, ", ".join(frozen)),
             )
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
-        if self.budget is None or optimizer is None or "adam" not in optimizer.name:
+        if self.budget is None or steps is None or optimizer is None or "adam" not in optimizer.name:
             return
         rate, size = largest_rate(optimizer, steps), self._typical()
         if rate * steps < 2 * size:

@@ -22,6 +22,13 @@ LOGGER = logging.getLogger(__name__)
 WARM_UP = 10
 """Steps, at most, over which `strength="auto"` reads the loss."""
 
+UNKNOWN_LENGTH = (
+    "%s: nobody knows how many batches an epoch has, and the budget is not steered before the first epoch has ended. "
+    "Give `fit` steps_per_epoch, or the dataset its length: "
+    "dataset.apply(tf.data.experimental.assert_cardinality(batches))."
+)
+UNSTEERED = " This training has no other epoch: the budget will be met by cutting open channels."
+
 
 @dataclass
 class BudgetControl:
@@ -170,7 +177,9 @@ class BudgetCallback(keras.callbacks.Callback):
             self._unknown_from = self.step
             regularizer.set_strength(0.0)  # so that the loss that is read is the task's
         self._keep()
-        regularizer.begin(max(1, self._total - self.step))
+        if self.control is not None and not self._steps:
+            LOGGER.warning(UNKNOWN_LENGTH + UNSTEERED * (self._epochs - epoch < 2), type(regularizer).__name__)
+        regularizer.begin(max(1, self._total - self.step) if self._steps else None)
 
     @property
     def _total(self) -> int:
@@ -235,7 +244,8 @@ class BudgetCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Puts cost, channels and strength into the logs."""
-        self._steps = self._steps or self._batches
+        if not self._steps:  # the ramp starts here
+            self._steps, self._from = self._batches, epoch + 1
         found = self.regularizer.record(self.step, epoch)
         if logs is not None:
             logs[self.regularizer.log_name] = found["cost"]

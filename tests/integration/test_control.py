@@ -340,6 +340,36 @@ def test_a_training_of_unknown_steps_is_read_all_the_same() -> None:
     assert learner.history()[-1]["step"] == 10
 
 
+def endless():
+    """A dataset that does not know its length: 4 batches of 16."""
+    tf = pytest.importorskip("tensorflow")
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES[:64], LABELS[:64])).batch(16)
+    return batches.filter(lambda image, label: True)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_the_ramp_starts_when_the_length_of_an_epoch_is_known(caplog) -> None:
+    model = network()
+    learner = Gamma(flops(model), target=0.5)
+    gated = compiled(learner.attach(model), keras.optimizers.Adam(1e-6))
+    (clock,) = learner.callbacks()
+    seen: list = []
+    spy = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(clock._progress))
+    gated.fit(endless(), epochs=3, shuffle=False, callbacks=[clock, spy], verbose=0)
+    assert seen == pytest.approx([0.0] * 4 + [i / 8 for i in range(1, 9)])
+    assert "not steered before the first epoch has ended" in caplog.text
+    assert "assert_cardinality" in caplog.text
+    assert "no other epoch" not in caplog.text
+    assert "Train for" not in caplog.text
+    caplog.clear()
+    gated.fit(endless(), epochs=1, shuffle=False, callbacks=learner.callbacks(), verbose=0)
+    assert "no other epoch" in caplog.text
+    caplog.clear()
+    repeated = endless().repeat()
+    gated.fit(repeated, epochs=2, steps_per_epoch=4, shuffle=False, callbacks=learner.callbacks(), verbose=0)
+    assert "not steered" not in caplog.text
+
+
 # ---- what is written down -----------------------------------------------------------------------------------------
 
 
