@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
@@ -131,6 +131,44 @@ def _depth_first(calls: list[Call], outputs: Any) -> tuple[Call, ...]:
         stack.append((call, True))
         stack.extend((value, False) for value in reversed(call.inputs))
     return tuple(found)
+
+
+def readings(
+    model: Any, wanted: Callable[[Any], bool], inputs: Any = None
+) -> Iterator[tuple[Any, Callable[[Any], Any]]]:
+    """What layers are called on, in the order of their calls, those in nested models among them.
+
+    Args:
+        model: functional or built Sequential Keras model.
+        wanted: which layers. Those in a nested model that cannot be read are passed over.
+        inputs: the model's, nested as it will be given them; None: as the model nests them.
+
+    Yields:
+        A layer, and a function of what the model takes that returns the first tensor of one of its calls, computed as
+        at inference by the layers themselves.
+
+    Raises:
+        UnsupportedModelError: the model is subclassed or not built.
+    """
+    functional = _functional(model)
+    for node in _nodes(functional, {id(tensor) for tensor in functional.inputs}):
+        nested = isinstance(node.operation, keras.Model)
+        if not nested and not wanted(node.operation):
+            continue
+        with room_for(len(functional.layers)):
+            before = keras.Model(
+                _struct(functional, "inputs") if inputs is None else inputs, list(node.arguments.keras_tensors)
+            )
+
+        def read(given: Any, before: Any = before) -> list[Any]:
+            return list(keras.tree.flatten(before(given, training=False)))
+
+        if not nested:
+            yield node.operation, lambda given, read=read: read(given)[0]
+            continue
+        with contextlib.suppress(UnsupportedModelError):
+            for layer, inner in readings(node.operation, wanted, _functional(node.operation).inputs):
+                yield layer, lambda given, read=read, inner=inner: inner(read(given))
 
 
 def fresh_inputs(wired: Wiring) -> Any:
@@ -275,7 +313,7 @@ def _calls(
         values.update({id(t): value for t, value in zip(node.outputs, outputs, strict=True)})
 
 
-def _nodes(model: Any, known: dict[int, Value]) -> list[Any]:
+def _nodes(model: Any, known: Collection[int]) -> list[Any]:
     """Keras's records of the calls that lead from the known tensors to the model's outputs, depth first."""
     found: list[Any] = []
     done: set[int] = set()

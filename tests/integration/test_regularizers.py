@@ -593,6 +593,64 @@ def test_recalibration_takes_the_statistics_of_the_data() -> None:
         assert out.std((0, 1, 2)) == pytest.approx(np.ones(out.shape[-1]), abs=0.05)
 
 
+def assert_normal(*calls) -> None:
+    """All channels of what a norm made, over all its calls, have mean 0 and deviation 1."""
+    made = np.concatenate([np.array(call).reshape(-1, call.shape[-1]) for call in calls])
+    assert made.mean(0) == pytest.approx(np.zeros(made.shape[-1]), abs=2e-3)
+    assert made.std(0) == pytest.approx(np.ones(made.shape[-1]), abs=0.05)
+
+
+IMAGES = np.random.default_rng(0).normal(3, 2, size=(64, 8, 8, 1)).astype("float32")
+
+
+def test_recalibration_pools_the_calls_of_a_shared_norm() -> None:
+    image = keras.Input((8, 8, 1))
+    norm = layers.BatchNormalization()
+    one, two = (norm(layers.Conv2D(4, 3)(layers.Rescaling(scale)(image))) for scale in (1.0, 5.0))
+    model = keras.Model(image, [one, two])
+    recalibrate_batch_norm(model, IMAGES)
+    assert_normal(*model(IMAGES))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_recalibration_reaches_norms_in_nested_models(sequential) -> None:
+    inside = keras.Sequential([keras.Input((6, 6, 4)), layers.BatchNormalization(), layers.ReLU()])
+    nested_image = keras.Input((6, 6, 4))
+    nested = keras.Model(nested_image, layers.BatchNormalization()(inside(nested_image)))
+    if sequential:
+        model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3), nested])
+    else:
+        image = keras.Input((8, 8, 1))
+        model = keras.Model(image, nested(layers.Conv2D(4, 3)(image)))
+    recalibrate_batch_norm(model, [IMAGES])
+    assert_normal(model(IMAGES))
+    conv = model.layers[-2]
+    assert_normal(inside.layers[0](conv(IMAGES)))
+
+
+def test_norms_that_recalibration_cannot_reach_are_named(caplog) -> None:
+    @keras.saving.register_keras_serializable(package="test")
+    class Block(layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.norm = layers.BatchNormalization(name="hidden")
+
+        def build(self, shape):
+            self.norm.build(shape)
+
+        def call(self, x):
+            return self.norm(x)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    image = keras.Input((8, 8, 1))
+    model = keras.Model(image, layers.BatchNormalization(name="seen")(Block()(image)))
+    recalibrate_batch_norm(model, [IMAGES])
+    assert "whose call() is Python code: hidden." in caplog.text
+    assert_normal(model(IMAGES))
+
+
 # ---- depth --------------------------------------------------------------------------------------------------------
 
 
