@@ -12,6 +12,7 @@ In a model with masks (`gates.ChannelMask`) closed channels are silent already.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from latency_lab.gates import ChannelMask
 from latency_lab.graph import ChannelGraph
-from latency_lab.graph.keras_walk import Call, wiring
+from latency_lab.graph.keras_walk import Call, Wiring, wiring
 from latency_lab.structure import Structure
 
 SILENT_SCALE = 1e-2
@@ -95,12 +96,10 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
         if branch.adds
     }
     wired = wiring(model)
-    readers: dict[int, list[Call]] = {}
-    for call in wired.calls:
-        for value in call.inputs:
-            readers.setdefault(id(value), []).append(call)
+    calls = Counter(call.name for call in wired.calls)
     left_over = {layer.name for layer in slim.layers}
     constants: dict[int, Floats] = {}
+    shared: dict[str, Floats] = {}
     found = []
     for call in wired.calls:
         inputs = [constants.get(id(value), _unknown(value.shape[-1])) for value in call.inputs]
@@ -109,38 +108,62 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
         if channels is not None and call.name in left_over and type(call.layer).__name__ in _READERS:
             closed = mask[channels.in_ids] == 0
             said = np.where(closed, np.nan_to_num(inputs[0]), 0.0)
-            if np.any(said):
+            if calls[call.name] > 1:
+                shared[call.name] = np.maximum(shared.get(call.name, 0.0), np.abs(said))
+            elif np.any(said):
                 kept_out = np.flatnonzero(mask[channels.out_ids])
-                found.append(_fold(call, said, kept_out, readers.get(id(call.outputs[0]), []), slim))
+                found.append(_fold(call, said, kept_out, _norm_behind(call, wired, calls), slim))
         outputs = _PASS.get(type(call.layer).__name__, _nothing_known)(call, inputs)
         constants.update({id(value): constant for value, constant in zip(call.outputs, outputs, strict=False)})
+    found += [_left(name, said, "it is called more than once") for name, said in shared.items() if np.any(said)]
     return tuple(found)
 
 
 # ---- what a reader hears --------------------------------------------------------------------------------------
 
-_READERS = frozenset({"Conv1D", "Conv2D", "Conv3D", "Dense"})
+_OTHERS = {
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), "it is a separable convolution"),
+    **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), "it is a transposed convolution"),
+}
+"""Readers whose constants are left, and why."""
+_READERS = frozenset({"Conv1D", "Conv2D", "Conv3D", "Dense", *_OTHERS})
 
 
-def _fold(call: Call, said: Floats, kept_out: npt.NDArray[np.int64], readers: list[Call], slim: Any) -> Folded:
+def _fold(call: Call, said: Floats, kept_out: npt.NDArray[np.int64], norm: str | None, slim: Any) -> Folded:
     layer = call.layer
-    count, largest = int(np.count_nonzero(said)), float(np.abs(said).max())
+    if why := _OTHERS.get(type(layer).__name__):
+        return _left(call.name, said, why)
     if getattr(layer, "groups", 1) > 1:
-        return Folded(call.name, count, "it is a convolution of groups", largest)
+        return _left(call.name, said, "it is a convolution of groups")
     window = getattr(layer, "kernel_size", (1,))
     if max(window) > 1 and layer.padding != "valid":
-        return Folded(call.name, count, "its window reaches over the border", largest)
+        return _left(call.name, said, "its window reaches over the border")
     kernel = np.asarray(keras.ops.convert_to_numpy(layer.kernel), float)
     change = (said @ kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0))[kept_out]
     target = slim.get_layer(call.name)
     if layer.use_bias:
         target.bias.assign(keras.ops.convert_to_numpy(target.bias) + change)
-    elif len(readers) == 1 and type(readers[0].layer).__name__ == "BatchNormalization":
-        norm = slim.get_layer(readers[0].name)
-        norm.moving_mean.assign(keras.ops.convert_to_numpy(norm.moving_mean) - change)
+    elif norm is not None:
+        mean = slim.get_layer(norm).moving_mean
+        mean.assign(keras.ops.convert_to_numpy(mean) - change)
     else:
-        return Folded(call.name, count, "it has no bias, nor a batch norm behind it", largest)
-    return Folded(call.name, count, "", float(np.abs(change).max()))
+        return _left(call.name, said, "it has no bias, nor a batch norm of its own right behind it")
+    return Folded(call.name, int(np.count_nonzero(said)), "", float(np.abs(change).max()))
+
+
+def _norm_behind(call: Call, wired: Wiring, calls: Mapping[str, int]) -> str | None:
+    """The batch norm that alone reads what a linear layer makes, and nothing else; None where there is none."""
+    made = call.outputs[0]
+    readers = [other for other in wired.calls if any(value is made for value in other.inputs)]
+    linear = getattr(call.layer, "activation", None) in {None, keras.activations.linear}
+    is_output = any(value is made for value in keras.tree.flatten(wired.outputs))
+    if len(readers) != 1 or is_output or not linear or type(readers[0].layer).__name__ != "BatchNormalization":
+        return None
+    return readers[0].name if calls[readers[0].name] == 1 else None
+
+
+def _left(name: str, said: Floats, why: str) -> Folded:
+    return Folded(name, int(np.count_nonzero(said)), why, float(np.abs(said).max()))
 
 
 def _removed(merge: Call, operand: int, said: Floats) -> Folded:
@@ -198,6 +221,8 @@ def _joined(call: Call, inputs: list[Floats]) -> list[Floats]:
 
 def _flat(call: Call, inputs: list[Floats]) -> list[Floats]:
     width = call.outputs[0].shape[-1] or len(inputs[0])
+    if width % len(inputs[0]):  # positions and channels are mixed
+        return _nothing_known(call, inputs)
     return [np.tile(inputs[0], width // len(inputs[0]))]
 
 

@@ -82,6 +82,81 @@ def test_what_is_not_exact_is_left_and_listed(options: dict[str, Any], why: str)
     assert all(np.array_equal(a, b) for a, b in zip(before, slim.get_weights(), strict=True))
 
 
+def head(x: Any) -> Any:
+    return layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(x))
+
+
+def folded(model: Any, name: str = "second") -> tuple[Any, Any]:
+    """What became of the constants that a layer hears of half of the first channels, and the slim model."""
+    _, structure = silenced(model, {"first"})
+    slim = shrink(model, structure)
+    before = slim.get_weights()
+    (entry,) = [entry for entry in fold_constants(model, structure, slim) if entry.layer == name]
+    if entry.left:
+        assert all(np.array_equal(a, b) for a, b in zip(before, slim.get_weights(), strict=True))
+    return entry, slim
+
+
+def test_a_layer_that_is_called_twice_is_left_and_listed_once() -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first")
+    second = layers.Conv2D(6, 1, name="second")
+    model = keras.Model(image, head(layers.Concatenate()([second(x), second(layers.MaxPooling2D(1)(x))])))
+    assert folded(model)[0].left == "it is called more than once"
+
+
+def test_a_batch_norm_behind_an_activation_does_not_take_the_change() -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first")
+    model = keras.Model(image, head(unit(x, 4, 1, "second", use_bias=False, activation="relu")))
+    assert "batch norm of its own right behind it" in folded(model)[0].left
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first")
+    model = keras.Model(image, head(unit(x, 4, 1, "second", activation="relu")))
+    entry, slim = folded(model)
+    assert not entry.left
+    assert difference(model, slim) < 1e-4
+
+
+def test_a_batch_norm_that_something_else_reads_into_does_not_take_the_change() -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = unit(image, 6, 3, "first")
+    norm = layers.BatchNormalization(name="second_norm")
+    y = layers.Conv2D(4, 1, use_bias=False, name="second")(x)
+    z = layers.Conv2D(4, 3, use_bias=False, name="other")(image)
+    model = keras.Model(image, head(layers.Concatenate()([norm(y), norm(z)])))
+    assert "batch norm of its own right behind it" in folded(model)[0].left
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        (lambda: layers.SeparableConv2D(4, 3, name="second"), "separable"),
+        (lambda: layers.Conv2DTranspose(4, 3, name="second"), "transposed"),
+    ],
+)
+def test_readers_that_are_not_folded_are_listed(second: Any, why: str) -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    model = keras.Model(image, head(second()(unit(image, 6, 3, "first"))))
+    assert why in folded(model)[0].left
+
+
+@pytest.mark.parametrize("shape", [(98, 3), (21, 14)])
+def test_a_reshape_that_mixes_positions_and_channels_says_nothing(shape: tuple[int, ...]) -> None:
+    keras.utils.clear_session()
+    image = keras.Input((9, 9, 3))
+    x = layers.Reshape(shape)(unit(image, 6, 3, "first"))
+    model = keras.Model(image, layers.Dense(5, name="head")(layers.Flatten()(x)))
+    graph = ChannelGraph.from_model(model)
+    whole = Structure.from_mask(graph, np.ones(graph.slots))
+    assert fold_constants(model, whole, shrink(model, whole)) == ()
+
+
 def test_channels_that_say_more_than_a_constant_are_no_constants() -> None:
     model = net()
     _, structure = silenced(model, {"first"})
