@@ -8,8 +8,9 @@ from latency_lab.cost import Cost
 from latency_lab.errors import UnsupportedModelError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import wiring
-from regularizers.base import WeightRegularizer, copied
+from regularizers.base import copied
 from regularizers.openness import Combine, WeightOpenness
+from regularizers.weights import WeightRegularizer
 
 _MAKERS = frozenset(
     {
