@@ -45,7 +45,9 @@ class LatencyCost(OpCost):
     over the kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
     kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic
     profile is evaluated in closed form: sum_i max(FLOPs/peak, bytes/bandwidth), nothing fused. A layer that the graph
-    has no op for is bounded by its tensors at the device's bandwidth.
+    has no op for is bounded by its tensors at the device's bandwidth. The kernels are those of the network with all
+    channels: where the runtime has a blocked layout (`profile.layout_block`), widths that cannot be blocked get
+    reorders that `at` does not know, and `LatencyCost(ChannelGraph.from_model(slim), profile)` does.
 
     Args:
         graph: of the model.
