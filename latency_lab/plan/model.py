@@ -7,6 +7,7 @@ networks of the model's own beginning at random widths, for the whole-network co
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -88,19 +89,22 @@ def _points(site: _Site, rng: np.random.Generator) -> Iterator[OpConfig]:
         return
     if site.narrows_in and site.narrows_out and op.kind in MIXING:
         for share in AXIS_SHARES:
-            yield op.with_channels(_aligned(share, op.in_channels), op.out_channels)
-            yield op.with_channels(op.in_channels, _aligned(share, op.out_channels))
-            yield op.with_channels(_aligned(share, op.in_channels), _aligned(share, op.out_channels))
+            ins, outs = (_aligned(share, full, op.groups) for full in (op.in_channels, op.out_channels))
+            yield op.with_channels(ins, op.out_channels)
+            yield op.with_channels(op.in_channels, outs)
+            yield op.with_channels(ins, outs)
     else:
         for share in LINE_SHARES:
-            yield _scaled(site, _aligned(share, op.in_channels), _aligned(share, op.out_channels))
+            yield _scaled(site, *(_aligned(share, full, op.groups) for full in (op.in_channels, op.out_channels)))
     yield from _random_points(site, RANDOM_POINTS, rng)
 
 
 def _random_points(site: _Site, count: int, rng: np.random.Generator) -> Iterator[OpConfig]:
+    groups = site.op.groups
     for _ in range(count):
         ins, outs = (
-            int(np.ceil(full * rng.uniform(0.125, 1.0))) for full in (site.op.in_channels, site.op.out_channels)
+            groups * int(np.ceil(full // groups * rng.uniform(0.125, 1.0)))
+            for full in (site.op.in_channels, site.op.out_channels)
         )
         yield _scaled(site, ins, outs)
 
@@ -113,7 +117,8 @@ def _scaled(site: _Site, ins: int, outs: int) -> OpConfig:
     return op.with_channels(ins if site.narrows_in else op.in_channels, outs if site.narrows_out else op.out_channels)
 
 
-def _aligned(share: float, channels: int) -> int:
-    """A share of the channels, in whole eights from 32 channels on."""
-    unit = 8 if channels >= 32 else 1
+def _aligned(share: float, channels: int, groups: int) -> int:
+    """A share of the channels, a multiple of the groups; in whole eights as well, where four such units fit in."""
+    eights = math.lcm(8, groups)
+    unit = eights if channels >= 4 * eights else groups
     return min(channels, max(1, round(share * channels / unit)) * unit)

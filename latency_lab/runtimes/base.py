@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.errors import UnsupportedOpError, UsageError
-from latency_lab.ops import BINARY, GLOBAL_POOLS, REORDERS, RESIZES, WINDOWED, Network, OpConfig
+from latency_lab.ops import BINARY, GLOBAL_POOLS, MIXING, REORDERS, RESIZES, WINDOWED, Network, OpConfig
 from latency_lab.runtimes import worker
 
 Shape = tuple[int, ...]
@@ -139,6 +139,13 @@ def check(runtime: Runtime, network: Network) -> None:
         reason = runtime.reason_unsupported(op)
         if reason:
             raise UnsupportedOpError(f"{runtime.name} cannot build {op.key!r}: {reason}")
+
+
+def reason_of_groups(op: OpConfig) -> str | None:
+    """Why the channels cannot be shared out to the groups, in a sentence; None where they can."""
+    if op.in_channels % op.groups or (op.kind in MIXING and op.out_channels % op.groups):
+        return f"{op.in_channels} -> {op.out_channels} channels cannot be shared out to {op.groups} groups."
+    return None
 
 
 def tensor_shapes(network: Network) -> Shapes:

@@ -144,7 +144,7 @@ class LiteRT:
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
         reason = self._reason_of_precision(op.dtype) if op.dtype == "float16" else _reason_of_type(op)
-        return reason or _reason_of_kind(op) or _reason_of_geometry(op)
+        return reason or _reason_of_kind(op) or _reason_of_geometry(op) or base.reason_of_groups(op)
 
     def _reason_of_precision(self, precision: str) -> str | None:
         """Why the device does not compute in a precision; None where it does."""
@@ -243,6 +243,4 @@ def _reason_of_geometry(op: OpConfig) -> str | None:
         return "TFLite has no transposed convolution that is dilated."
     if op.kind in {"conv2d_transpose", "conv3d"} and op.groups > 1:
         return f"TFLite has no {op.kind} of groups of channels."
-    if op.kind in {"group_norm", "channel_shuffle"} and op.in_channels % op.groups:
-        return f"{op.in_channels} channels cannot be shared out to {op.groups} groups."
     return None

@@ -167,9 +167,7 @@ class OnnxRuntime:
             return f"images are reordered only at multiples of {_REORDER_STEP} channels."
         if op.kind == "conv2d_transpose" and op.groups > 1:
             return "transposed convolutions of several groups are not built."
-        if op.in_channels % op.groups or (op.kind == "conv2d" and op.out_channels % op.groups):
-            return f"the channels are not a multiple of the {op.groups} groups."
-        return None
+        return base.reason_of_groups(op)
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges before and on loading (`conversion_fusions`, `expected_fusions`) of models of this precision.

@@ -164,4 +164,4 @@ class TensorFlow:
             return "TensorFlow has no convolution that is strided and dilated."
         if op.kind == "conv2d_transpose" and (op.groups > 1 or max(op.dilation) > 1):
             return "TensorFlow has no transposed convolution on the CPU that is grouped or dilated."
-        return None
+        return base.reason_of_groups(op)

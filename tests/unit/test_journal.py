@@ -8,6 +8,7 @@ from latency_lab.errors import EnvironmentMismatchError, FileFormatError
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiling import Journal, Protocol, Task, profile
 from latency_lab.profiling.transport import WorkerDiedError
+from latency_lab.runtimes.litert import LiteRT
 
 IDENTITY = {"cpu": "x", "threads": 1, "runtime": "litert", "precision": "float32"}
 SUMMARY = {"min": 0.5, "deciles": [0.5] * 9, "median": 0.5}
@@ -107,6 +108,20 @@ def test_an_operation_that_cannot_be_built_is_failed_with_the_reason(tmp_path):
     journal = profile([OPS[0], bad], runtime="litert", journal=tmp_path / "j.jsonl", start_worker=FakeWorker)
     assert "strided and dilated" in journal.failures[bad.key]
     assert len(journal.blocks[OPS[0].key]) == 5
+
+
+def test_a_builder_that_breaks_costs_that_operation_alone(tmp_path, monkeypatch, caplog):
+    real = LiteRT.build
+
+    def build(self, network):
+        return 1 // 0 if network.key == OPS[1].key else real(self, network)
+
+    monkeypatch.setattr(LiteRT, "build", build)
+    journal = profile(OPS, runtime="litert", journal=tmp_path / "j.jsonl", start_worker=FakeWorker)
+    assert set(journal.failures) == {OPS[1].key}
+    assert "litert cannot build 'dense 1x1 bias float32 2->8': ZeroDivisionError" in journal.failures[OPS[1].key]
+    assert "ZeroDivisionError" in caplog.text
+    assert [len(blocks) for blocks in journal.blocks.values()] == [5, 5, 5]
 
 
 def test_a_journal_of_another_environment_is_refused_by_name(tmp_path):

@@ -117,6 +117,22 @@ def test_where_calls_cost_much_an_operation_that_costs_no_more_is_measured():
     assert CALL not in lone("litert")
 
 
+@pytest.mark.parametrize(("runtime", "precision"), [("litert", "float32"), ("onnxruntime", "float32"), ("vela", "int8")])
+def test_a_sweep_of_grouped_convolutions_keeps_their_groups(runtime, precision):
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(32, 1)(image)
+    x = keras.layers.Conv2D(64, 3, groups=4, padding="same", activation="relu")(x)
+    x = keras.layers.Conv2D(30, 3, groups=2, padding="same")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    graph = ChannelGraph.from_model(keras.Model(image, keras.layers.Dense(4)(x)))
+    ops = [task.network.nodes[0][0] for task in model_plan([graph], runtime, precision) if task.role == "op"]
+    for groups in (2, 4):
+        found = [op for op in ops if op.groups == groups]
+        assert len(found) >= 10
+        assert all(op.in_channels % groups == op.out_channels % groups == 0 for op in found)
+        assert len({op.in_channels for op in found}) >= 4
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime:cuda", "litert:gpu"])
 def test_a_plan_is_of_one_type(runtime):
     tasks = general_plan(runtime, "float16", share=0.02, networks=2)

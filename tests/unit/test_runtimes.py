@@ -117,7 +117,9 @@ def image(kind, **more):
         (image("conv2d_transpose", dilation=(2, 2)), "no transposed convolution that is dilated"),
         (image("conv2d_transpose", groups=2), "no conv2d_transpose of groups"),
         (image("conv3d", groups=2), "no conv3d of groups"),
-        (image("channel_shuffle", groups=4), "6 channels cannot be shared out to 4 groups"),
+        (image("channel_shuffle", groups=4), "6 -> 6 channels cannot be shared out to 4 groups"),
+        (image("conv2d", groups=4), "6 -> 6 channels cannot be shared out to 4 groups"),
+        (image("conv2d", groups=3, out_channels=5), "6 -> 5 channels cannot be shared out to 3 groups"),
         (image("divide", operands=2, dtype="int8"), "refuses to run where the divisor has a 0"),
     ],
 )
@@ -198,7 +200,7 @@ def test_litert_has_no_pools_with_given_pads():
         (OpConfig("quantize"), "a quantize has the dtype of its 8-bit side, int8; this is float32."),
         (OpConfig("reorder_input", in_channels=6, out_channels=6), "only at multiples of 4 channels."),
         (OpConfig("reorder_input", dtype="int8"), "8-bit operators have no blocked layout"),
-        (OpConfig("group_norm", in_channels=6, out_channels=6, groups=4), "not a multiple of the 4 groups."),
+        (OpConfig("group_norm", in_channels=6, out_channels=6, groups=4), "cannot be shared out to 4 groups."),
     ],
     ids=lambda value: value.key if isinstance(value, OpConfig) else "",
 )

@@ -54,6 +54,7 @@ def image(kind, **more):
         (image("depthwise_conv2d", strides=(2, 1)), "whose two strides differ"),
         (image("conv2d", strides=(2, 2), dilation=(2, 2)), "strided and dilated"),
         (image("conv2d_transpose", groups=2), "grouped or dilated"),
+        (image("conv2d", groups=4), "6 -> 6 channels cannot be shared out to 4 groups"),
     ],
 )
 def test_what_tensorflow_cannot_do_is_refused_with_the_reason(op, reason):
