@@ -2,6 +2,9 @@
 
 The rounds that are left measure everything together, so that a slow minute of the machine hits a few blocks of many
 operations, those of the second pass among them.
+
+Where the first rounds are least sure is read from those blocks alone, so that a run that goes on from its journal, or is
+made again, has the same second pass.
 """
 
 from __future__ import annotations
@@ -58,5 +61,5 @@ def measure_in_general(  # noqa: PLR0913 what `profile` is told
     )
     tasks = general_plan(runtime, precision)
     few = dataclasses.replace(whole, rounds=min(FIRST_ROUNDS, whole.rounds), extra_rounds=0)
-    first = fit_profile(measure(tasks, protocol=few))
+    first = fit_profile(measure(tasks, protocol=few).first_rounds(tasks, few.rounds))
     return measure((*tasks, *refinement(first)), protocol=whole)

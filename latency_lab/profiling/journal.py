@@ -202,6 +202,17 @@ class Journal:
             return 1.0
         return float(self.slowdowns[int(np.argmin(np.abs(times - time_s)))])
 
+    def first_rounds(self, tasks: Iterable[Task], rounds: int) -> Journal:
+        """What these tasks' blocks of the first rounds say alone, whatever was measured besides; for reading."""
+        found, keys = Journal(self.path), {task.key for task in tasks}
+        found.identity, found.protocol, found.notes = self.identity, self.protocol, self.notes
+        found.tasks = {key: task for key, task in self.tasks.items() if key in keys}
+        found.failures = {key: reason for key, reason in self.failures.items() if key in keys}
+        for line in self.measured:
+            if line["key"] in keys and line["round"] < rounds:
+                found._take(line)
+        return found
+
     def close(self) -> None:
         """Ends writing."""
         if self._file is not None:

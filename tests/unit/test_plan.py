@@ -1,5 +1,6 @@
 import dataclasses
 from collections import Counter
+from functools import partial
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.general import CALL
 from latency_lab.plan.networks import beginning, ends
 from latency_lab.plan.rules import merges
+from latency_lab.profiling import Protocol, Task
 from latency_lab.profiling.tasks import precision_of
 from tests.unit.onnx_nets import OnnxNet
 from tests.unit.synthetic import write_journal
@@ -201,6 +203,61 @@ def test_both_passes_go_through_all_rounds(tmp_path, monkeypatch):
     journal = passes.measure_in_general("litert", journal=tmp_path / "j.jsonl", start_worker=EqualWorker)
     assert {key: len(blocks) for key, blocks in journal.blocks.items()} == {t.key: 5 for t in [*tasks, *more]}
     assert journal.protocol["rounds"] == 5
+
+
+class NoisyWorker(EqualWorker):
+    """Answers with times by no rule, the same in each run of the test; is killed after so many blocks."""
+
+    rng = np.random.default_rng(0)
+    blocks, most = 0, 10**6
+
+    def block(self, path, settings):
+        if NoisyWorker.blocks == NoisyWorker.most:
+            raise KeyboardInterrupt
+        NoisyWorker.blocks += 1
+        ms = float(self.rng.uniform(0.4, 0.9))
+        return {**super().block(path, settings), "wall_ms": {"min": ms, "deciles": [ms] * 9, "median": ms}}
+
+
+def test_the_second_pass_is_the_same_when_a_run_goes_on_or_is_made_again(tmp_path, monkeypatch):
+    kinds = {"add", "multiply", "global_avg_pool"}
+    tasks = [t for t in general_plan("litert") if t.role == "op" and t.network.nodes[0][0].kind in kinds][:240:4]
+    monkeypatch.setattr(passes, "general_plan", lambda runtime, precision: tuple(tasks))
+    refined = []
+
+    def refine(profile):
+        widths = [profile.predict([t.network.nodes[0][0] for t in tasks])[i].high_ms for i in range(len(tasks))]
+        least_sure = np.argsort(widths)[-8:]
+        ops = [tasks[i].network.nodes[0][0] for i in least_sure]
+        refined.append([Task(Network.of(dataclasses.replace(op, batch=7))) for op in ops])
+        return tuple(refined[-1])
+
+    monkeypatch.setattr(passes, "refinement", refine)
+    run = partial(
+        passes.measure_in_general, "litert", journal=tmp_path / "j.jsonl", start_worker=NoisyWorker,
+        protocol=Protocol(extra_rounds=1),
+    )  # fmt: skip
+    NoisyWorker.blocks, NoisyWorker.most = 0, 2 * len(tasks) + 30
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    NoisyWorker.most = 10**6
+    journal = run()
+    assert set(journal.blocks) == {task.key for task in [*tasks, *refined[0]]}
+    assert min(len(blocks) for blocks in journal.blocks.values()) >= 5
+    done = NoisyWorker.blocks
+    run()
+    assert NoisyWorker.blocks == done
+    assert refined[0] == refined[1] == refined[2]
+
+
+def test_first_rounds_are_a_journal_of_their_own(tmp_path):
+    tasks = [t for t in general_plan("litert") if t.role == "op"][:3]
+    journal = write_journal(tmp_path / "j.jsonl", tasks, failures={tasks[0].key})
+    found = journal.first_rounds(tasks[:2], 2)
+    assert (set(found.blocks), set(found.failures)) == ({tasks[1].key}, {tasks[0].key})
+    assert [block["round"] for block in found.measured] == [0, 1]
+    assert len(found.slowdowns) == 2
+    assert found.statistic(tasks[1].key).rounds == 2
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime:openvino"])
