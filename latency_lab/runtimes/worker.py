@@ -883,6 +883,8 @@ class TensorFlowModel(CalledModel):
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         self._connect()
+        if not self.device.startswith("CPU"):
+            tf.config.set_soft_device_placement(False)  # what the device has no kernel for fails, and runs nowhere else
         graph = tf.compat.v1.GraphDef()
         with open(path, "rb") as file:
             graph.ParseFromString(file.read())
@@ -904,16 +906,21 @@ class TensorFlowModel(CalledModel):
         for first in firsts:
             first.numpy()
 
-    @staticmethod
-    def _function(graph: Any) -> Any:
+    @classmethod
+    def _function(cls, graph: Any) -> Any:
+        """The graph, each operation on the device by name where XLA does not compile all of them for it: one that
+        names none may run on any."""
         import tensorflow as tf
+
+        def imported() -> None:
+            with tf.device(None if cls.device.startswith("CPU") or cls._compiled() else "/" + cls.device):
+                tf.graph_util.import_graph_def(graph, name="")
 
         read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
         inputs = [node.name + ":0" for node in graph.node if node.op == "Placeholder"]
         last = [node for node in graph.node if node.name not in read and node.op not in ("Const", "NoOp")]
         outputs = [node.name + ":0" for node in last if node.op != "Placeholder"]
-        whole = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-        return whole.prune(inputs, outputs)
+        return tf.compat.v1.wrap_function(imported, []).prune(inputs, outputs)
 
     @classmethod
     def _compiled(cls) -> bool:

@@ -259,6 +259,27 @@ def test_each_run_computes(loader, tmp_path, monkeypatch):
     assert elsewhere._fetch(elsewhere.run) is None  # what another device than the CPU waits with
 
 
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU here")
+def test_what_a_device_does_not_run_fails_and_does_not_run_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda n: None)
+    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", lambda n: None)
+    monkeypatch.setattr(TensorFlowModel, "_connect", lambda: None)
+    loader, path = TensorFlowModel.on("GPU:0"), tmp_path / "model.pb"
+    path.write_bytes(TENSORFLOW.build(Network.of(CONV)))
+    image = tf.ones((1, 16, 16, 16))
+    pruned = loader._function(tf.compat.v1.GraphDef.FromString(path.read_bytes()))
+    try:
+        with pytest.raises(Exception, match="GPU:0"):  # the inputs are not made on the CPU
+            loader(str(path), 1, False)
+        assert not tf.config.get_soft_device_placement()
+        with pytest.raises(tf.errors.InvalidArgumentError, match="GPU:0"):
+            tf.function(lambda x: pruned(x))(image)
+    finally:
+        tf.config.set_soft_device_placement(True)
+    tf.function(lambda x: pruned(x))(image)  # where that is allowed, what names a device that is not there moves
+    assert {node.device for node in function_of(path.read_bytes()).graph.as_graph_def().node} == {""}
+
+
 def test_a_keras_model_is_measured_on_tensorflow(blocks):
     measured = latency_lab.measure(blocks, "tensorflow-xla", protocol=Protocol(rounds=1, block_ms=2.0))
     assert measured.latency_ms > 0
