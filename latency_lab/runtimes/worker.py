@@ -433,11 +433,17 @@ class OnnxRuntimeModel:
     off.
     """
 
+    run: Any = None
+
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
         self._session = onnx_session(path, threads, kernels)
-        self._overhead = KernelOverhead.measured(threads) if kernels else None
-        self._wanted = self._session.get_modelmeta().custom_metadata_map.get("latency_lab.kernels", "")
-        self.run = onnx_run(self._session, onnx_inputs(self._session))
+        try:
+            self._overhead = KernelOverhead.measured(threads) if kernels else None
+            self._wanted = self._session.get_modelmeta().custom_metadata_map.get("latency_lab.kernels", "")
+            self.run = onnx_run(self._session, onnx_inputs(self._session))
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def on(cls, device: str) -> Any:
@@ -475,8 +481,10 @@ class OnnxRuntimeModel:
         return found
 
     def close(self) -> None:
-        """Frees the model."""
-        del self.run, self._session
+        """Frees the model, and what it profiled where nothing read that."""
+        prefix = onnx_profile_prefix(self._session)
+        self.run = self._session = None
+        onnx_forget(prefix)
 
     @staticmethod
     def version() -> dict[str, Any]:
@@ -506,11 +514,12 @@ class OnnxRuntimeProviderModel(CalledModel):
     }
     provider = ""
     one_thread = False
+    run: Any = None
 
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
         self._session = onnx_session(path, threads, True, (self.provider, self.provider_options(threads)))
-        self.run = onnx_run(self._session, onnx_inputs(self._session), self._MEMORY.get(self.provider, "cpu"))
         try:
+            self.run = onnx_run(self._session, onnx_inputs(self._session), self._MEMORY.get(self.provider, "cpu"))
             self.run()
             none_elsewhere(self.provider, kernels_elsewhere(onnx_profile(self._session), self.provider))
             settle(self.run)
@@ -542,8 +551,10 @@ class OnnxRuntimeProviderModel(CalledModel):
         return cls.options.get("device_type", "CPU").startswith("CPU")
 
     def close(self) -> None:
-        """Frees the model."""
-        del self.run, self._session
+        """Frees the model, and what it profiled where nothing read that."""
+        prefix = onnx_profile_prefix(self._session)
+        self.run = self._session = None
+        onnx_forget(prefix)
 
     @classmethod
     def version(cls) -> dict[str, str]:
@@ -677,7 +688,24 @@ def onnx_session(model: Any, threads: int, profiling: bool, provider: Any = "CPU
         options.enable_profiling = True
         name = f"latency-lab-{os.getpid()}-{next(_PROFILES)}"  # older releases add the second alone
         options.profile_file_prefix = os.path.join(tempfile.gettempdir(), name)
-    return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=[provider], enable_fallback=0)
+    except BaseException:
+        onnx_forget(options.profile_file_prefix if profiling else "")
+        raise
+
+
+def onnx_profile_prefix(session: Any) -> str:
+    """How the path of a session's profile begins; "" where it writes none."""
+    options = session.get_session_options()
+    return str(options.profile_file_prefix) if options.enable_profiling else ""
+
+
+def onnx_forget(prefix: str) -> None:
+    """Removes a profile that was not read: a session leaves it behind when it ends."""
+    for path in glob.glob(glob.escape(prefix) + "_*.json") if prefix else []:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def onnx_inputs(session: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from latency_lab import runtimes
 from latency_lab.ops import ACTIVATIONS, Network, OpConfig
-from latency_lab.runtimes import base
+from latency_lab.runtimes import base, worker
 
 # ---- running ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +344,23 @@ def test_both_runtimes_answer_alike_on_a_network(excite):
     for one, other in zip(litert, onnx_, strict=True):
         assert one.std() > 1e-3
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_failed_blocks_leave_no_profile_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(worker.KernelOverhead, "measured", lambda threads: worker.KernelOverhead())
+    (tmp_path / "good.onnx").write_bytes(runtimes.get("onnxruntime").build(Network.of(op("conv2d"))))
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    with pytest.raises(Exception, match="bad.onnx"):
+        worker.OnnxRuntimeModel(str(tmp_path / "bad.onnx"), 1, True)
+    model = worker.OnnxRuntimeModel(str(tmp_path / "good.onnx"), 1, True)
+    model.run()
+    assert len(list(tmp_path.glob("latency-lab-*"))) == 1
+    model.close()  # as after a run that failed: nothing read the profile
+    monkeypatch.setattr(worker, "onnx_run", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        worker.OnnxRuntimeModel(str(tmp_path / "good.onnx"), 1, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.onnx", "good.onnx"]
 
 
 def test_the_transpose_of_an_input_can_be_a_node():
