@@ -519,7 +519,9 @@ class OnnxRuntimeProviderModel(CalledModel):
     def __init__(self, path: str, threads: int, kernels: bool) -> None:
         self._session = onnx_session(path, threads, True, (self.provider, self.provider_options(threads)))
         try:
-            self.run = onnx_run(self._session, onnx_inputs(self._session), self._MEMORY.get(self.provider, "cpu"))
+            memory = self._MEMORY.get(self.provider, "cpu")
+            number = 0 if memory == "cpu" else int(self.options.get("device_id", 0))
+            self.run = onnx_run(self._session, onnx_inputs(self._session), memory, number)
             self.run()
             none_elsewhere(self.provider, kernels_elsewhere(onnx_profile(self._session), self.provider))
             settle(self.run)
@@ -715,16 +717,23 @@ def onnx_inputs(session: Any) -> list[Any]:
     return [_random(generator, node.shape, numpy.get(kind, kind)) for node, kind in zip(session.get_inputs(), kinds)]
 
 
-def onnx_run(session: Any, arrays: Any, memory: str = "cpu") -> Callable[[], Any]:
-    """Runs a session on these inputs in this memory, without a copy of them or of the outputs."""
+def onnx_run(session: Any, arrays: Any, memory: str = "cpu", number: int = 0) -> Callable[[], Any]:
+    """Runs a session on these inputs in this memory, without a copy of them or of the outputs.
+
+    Args:
+        session: to run.
+        arrays: an input each.
+        memory: kind of device that has it.
+        number: of that device; 0 of the host.
+    """
     import onnxruntime
 
     binding = session.io_binding()
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, 0) for array in arrays]
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array, memory, number) for array in arrays]
     for node, value in zip(session.get_inputs(), values):
         binding.bind_ortvalue_input(node.name, value)
     for node in session.get_outputs():
-        binding.bind_output(node.name, memory)
+        binding.bind_output(node.name, memory, number)
     if memory == "cpu":
         return lambda: (session.run_with_iobinding(binding), values)[0]
     return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs(), values)[0]

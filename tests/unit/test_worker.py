@@ -1,5 +1,7 @@
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -310,6 +312,56 @@ def test_loaders_on_devices():
     assert (on("GPU").device, on("npu").device) == ("gpu", "npu")
     assert worker.LOADERS["onnxruntime"].on("cpu") is worker.OnnxRuntimeModel
     assert worker.LOADERS["onnxruntime"].on("cuda,device_id=1").options == {"device_id": "1"}
+
+
+class FakeSession:
+    """An ONNX Runtime session of one input and one output, on whatever provider; and what is bound where."""
+
+    def __init__(self, model, options, providers, enable_fallback):
+        self.options, self.bound = options, []
+
+    def get_session_options(self):
+        return self.options
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="x", type="tensor(float)", shape=[1, 4])]
+
+    def get_outputs(self):
+        return [SimpleNamespace(name="y")]
+
+    def io_binding(self):
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda name, where: self.bound.append((name, *where)),
+            bind_output=lambda *where: self.bound.append(where),
+            synchronize_outputs=lambda: None,
+        )
+
+    def run_with_iobinding(self, binding):
+        pass
+
+    def end_profiling(self):
+        path = self.options.profile_file_prefix + "_now.json"
+        with open(path, "w") as file:
+            file.write("[]")
+        return path
+
+
+def test_inputs_and_outputs_are_in_the_memory_of_the_provider_s_device(tmp_path, monkeypatch):
+    fake = SimpleNamespace(
+        InferenceSession=FakeSession,
+        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda name, value: None),
+        OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, memory, number: (memory, number)),
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
+    for device, where in (
+        ("cuda,device_id=1", ("cuda", 1)),
+        ("cuda", ("cuda", 0)),
+        ("openvino,device_id=GPU.1", ("cpu", 0)),
+    ):
+        model = worker.OnnxRuntimeModel.on(device)("m.onnx", 1, False)
+        assert model._session.bound == [("x", *where), ("y", *where)]
+        model.close()
 
 
 def test_openvino_is_told_to_compute_float32_models_in_float32_on_a_cpu_and_one_thread_is_not_pinned():
