@@ -224,7 +224,9 @@ class OpConfig:
 
     @property
     def output_depth(self) -> int:
-        """Positions of the output along the third axis: 1 of all kinds but conv3d."""
+        """Positions of the output along the third axis; 1 where there is none, or none is left."""
+        if self.kind in GLOBAL_POOLS or self.kind in {"flatten", "reshape"}:
+            return 1
         if self.padding == "valid":
             return (self.depth - self.kernel_depth) // self.stride_depth + 1
         return math.ceil(self.depth / self.stride_depth)

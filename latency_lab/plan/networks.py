@@ -97,7 +97,7 @@ def beginning(network: Network, end: int) -> Network:
     """The network up to a node, a global pooling behind an image."""
     nodes = list(network.nodes[: end + 1])
     op = nodes[-1][0]
-    if op.output_height * op.output_width > 1:
+    if op.output_depth * op.output_height * op.output_width > 1:
         shape = (op.batch, op.output_height, op.output_width, op.out_channels, op.out_channels)
-        nodes.append((OpConfig("global_avg_pool", *shape, dtype=op.dtype), (end,)))
+        nodes.append((OpConfig("global_avg_pool", *shape, dtype=op.dtype, depth=op.output_depth), (end,)))
     return Network(tuple(nodes), f"{network.name} to {end}")

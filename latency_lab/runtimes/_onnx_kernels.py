@@ -103,7 +103,7 @@ def _binary(node: Node, operands: list[str]) -> str:
     if op.operands == 1:
         return _with_constant(node, output)
     if op.broadcast and node.operand_ranks[1] == 2 and node.operand_ranks[0] > 2 and op.broadcast != "scalar":
-        others = [node.one_position(others[0])]
+        others = [node.one_position(others[0], node.operand_ranks[0])]
     for k, other in enumerate(others):
         output = _pair(node, output, other, str(k) if k else "")
     return output
@@ -129,7 +129,8 @@ def _with_constant(node: Node, data: str) -> str:
 
 @builds("max_pool")
 def _max_pool(node: Node, operands: list[str]) -> str:
-    return node.add("MaxPool", operands, **node.window())
+    dilated = {"dilations": node.op.dilation} if node.op.dilation != (1, 1) else {}
+    return node.add("MaxPool", operands, **node.window(), **dilated)
 
 
 @builds("avg_pool")

@@ -31,8 +31,8 @@ def _slice(node: Node, operands: list[str]) -> str:
 @builds("flatten")
 def _flatten(node: Node, operands: list[str]) -> str:
     data = operands[0]
-    if node.op.height * node.op.width > 1 and node.channels_first:
-        data = node.add("Transpose", [data], "transpose", perm=(0, 2, 3, 1))
+    if node.op.depth * node.op.height * node.op.width > 1 and node.channels_first:
+        data = node.add("Transpose", [data], "transpose", perm=(0, *range(2, node.operand_ranks[0]), 1))
     return node.add("Reshape", [data, node.constant("shape", [node.op.batch, node.op.out_channels])])
 
 

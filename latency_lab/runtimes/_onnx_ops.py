@@ -100,10 +100,10 @@ class Node:
         """Write the bias [out_channels]."""
         return self.constant("bias", base.bias(self.op, self.index))
 
-    def one_position(self, data: str) -> str:
-        """(batch, channels) as an image of one position."""
-        op = self.op
-        shape = [op.batch, op.in_channels, 1, 1] if self.channels_first else [op.batch, 1, 1, op.in_channels]
+    def one_position(self, data: str, rank: int = 4) -> str:
+        """(batch, channels) as an image of one position, of so many axes in all."""
+        op, ones = self.op, [1] * (rank - 2)
+        shape = [op.batch, op.in_channels, *ones] if self.channels_first else [op.batch, *ones, op.in_channels]
         return self.add("Reshape", [data, self.constant("position", shape)], "reshape")
 
     def window(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.errors import UnsupportedOpError, UsageError
-from latency_lab.ops import BINARY, GLOBAL_POOLS, MIXING, REORDERS, RESIZES, WINDOWED, Network, OpConfig
+from latency_lab.ops import BINARY, GLOBAL_POOLS, MIXING, POOLS, REORDERS, RESIZES, WINDOWED, Network, OpConfig
 from latency_lab.runtimes import worker
 
 Shape = tuple[int, ...]
@@ -148,6 +148,13 @@ def reason_of_groups(op: OpConfig) -> str | None:
     return None
 
 
+def reason_of_depth(op: OpConfig) -> str | None:
+    """Why an operation over three axes of positions is not written, in a sentence; None where it is."""
+    if op.depth > 1 and op.kind in POOLS | RESIZES | {"pad", "transpose"}:
+        return f"{op.kind} is not written over three axes of positions."
+    return None
+
+
 def tensor_shapes(network: Network) -> Shapes:
     """Shapes of all tensors of a network.
 
@@ -233,8 +240,8 @@ def _input_space(op: OpConfig) -> Shape:
 
 
 def _output_space(op: OpConfig) -> Shape:
-    depth = 1 if op.kind in GLOBAL_POOLS else op.output_depth
-    return (op.batch, *([depth] if _has_depth(op) else []), op.output_height, op.output_width)
+    deep = _has_depth(op) and op.kind != "reshape"
+    return (op.batch, *([op.output_depth] if deep else []), op.output_height, op.output_width)
 
 
 def _operand_shapes(op: OpConfig, sources: tuple[int, ...], outputs: list[Shape], image: bool) -> list[Shape]:

@@ -23,7 +23,9 @@ _FUSING = frozenset(
 minimum, squared_difference, group_norm."""
 _FUSING_BY_BIAS = frozenset({"conv2d_transpose", "conv3d"})
 """Kinds that fuse only where they have a bias."""
-_WITH_DEPTH = frozenset({"conv3d", "activation", "batch_norm", "softmax", "concatenate"}) | BINARY | GLOBAL_POOLS
+_WITH_DEPTH = (
+    frozenset({"conv3d", "activation", "batch_norm", "softmax", "concatenate", "flatten"}) | BINARY | GLOBAL_POOLS
+)
 """Kinds that are written over three axes of positions."""
 _DEVICES = ("cpu", "gpu", "npu", "edgetpu")
 _READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
@@ -237,6 +239,8 @@ def _reason_of_geometry(op: OpConfig) -> str | None:
     explicit = isinstance(op.padding, tuple) and any(map(any, op.padding))
     if explicit and op.kind in POOLS | {"conv3d"}:
         return f"TFLite pads a {op.kind} as 'same' or 'valid', not by given counts."
+    if op.kind in POOLS and op.dilation != (1, 1):
+        return f"TFLite has no {op.kind} that is dilated."
     if op.kind == "depthwise_conv2d" and op.dilation != (1, 1) and op.strides != (1, 1):
         return "TFLite has no depthwise convolution that is strided and dilated."
     if op.kind == "conv2d_transpose" and op.dilation != (1, 1):

@@ -167,7 +167,9 @@ class OnnxRuntime:
             return f"images are reordered only at multiples of {_REORDER_STEP} channels."
         if op.kind == "conv2d_transpose" and op.groups > 1:
             return "transposed convolutions of several groups are not built."
-        return base.reason_of_groups(op)
+        if op.kind == "avg_pool" and op.dilation != (1, 1):
+            return "the ONNX of Keras' exports has no average pooling that is dilated."
+        return base.reason_of_groups(op) or base.reason_of_depth(op)
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges before and on loading (`conversion_fusions`, `expected_fusions`) of models of this precision.

@@ -10,7 +10,7 @@ from latency_lab.errors import UsageError
 from latency_lab.extras import missing
 from latency_lab.freeze import needed
 from latency_lab.half import half_graphdef
-from latency_lab.ops import ACTIVATIONS, BINARY, CASTS, REORDERS, Network, OpConfig
+from latency_lab.ops import ACTIVATIONS, BINARY, CASTS, POOLS, REORDERS, Network, OpConfig
 from latency_lab.runtimes import base
 
 _DEVICE = re.compile(r"(?:/?device:|/)?(CPU|GPU|TPU)(?::(\d+))?", re.IGNORECASE)
@@ -154,7 +154,7 @@ class TensorFlow:
         if op.broadcast == "innermost":
             return "TensorFlow keeps channels last here: a constant by channels is innermost already."
         padded = isinstance(op.padding, tuple) and any(map(any, op.padding))
-        if op.kind in {"max_pool", "avg_pool"} and padded:
+        if op.kind in POOLS and padded:
             return "TensorFlow pools pad as 'same' or 'valid', not by given counts."
         if op.kind == "conv3d" and padded:
             return "given pads of a conv3d leave out its third axis."
@@ -164,4 +164,6 @@ class TensorFlow:
             return "TensorFlow has no convolution that is strided and dilated."
         if op.kind == "conv2d_transpose" and (op.groups > 1 or max(op.dilation) > 1):
             return "TensorFlow has no transposed convolution on the CPU that is grouped or dilated."
-        return base.reason_of_groups(op)
+        if op.kind in POOLS and op.dilation != (1, 1):
+            return "pools that are dilated are not built."
+        return base.reason_of_groups(op) or base.reason_of_depth(op)

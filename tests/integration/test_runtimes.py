@@ -206,6 +206,8 @@ OPS = [
 ONNX_ALONE = [
     op("max_pool", **K3, padding=((0, 1), (1, 2)), **S2),
     op("avg_pool", **K3, padding=((0, 1), (1, 2)), **S2),
+    op("max_pool", 9, 8, 16, **K3, dilation=(2, 2)),
+    op("max_pool", 9, 8, **K3, dilation=(3, 2), padding="valid"),
 ]
 
 
@@ -344,6 +346,28 @@ def test_both_runtimes_answer_alike_on_a_network(excite):
     for one, other in zip(litert, onnx_, strict=True):
         assert one.std() > 1e-3
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_both_runtimes_answer_alike_on_a_network_of_three_axes():
+    size = {"height": 6, "width": 5, "depth": 4}
+    network = Network(
+        (
+            (op("conv3d", **size, in_channels=3, out_channels=8, kernel_depth=3, **K3, activation="relu"), (-1,)),
+            (op("global_avg_pool", **size), (0,)),
+            (dense(8, 8, activation="sigmoid"), (1,)),
+            (op("multiply", **size, operands=2, broadcast="channels"), (0, 2)),
+            (op("flatten", **size, out_channels=4 * 6 * 5 * 8), (3,)),
+            (dense(4 * 6 * 5 * 8, 10), (4,)),
+        ),
+        "volume",
+    )
+    x = made_up((1, 4, 6, 5, 3), 0)
+    (one,), (other,) = (
+        run_litert(runtimes.get("litert").build(network), [x]),
+        run_onnx(runtimes.get("onnxruntime").build(network), [x]),
+    )
+    assert one.std() > 1e-3
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_failed_blocks_leave_no_profile_behind(tmp_path, monkeypatch):

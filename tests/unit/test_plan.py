@@ -79,6 +79,26 @@ def test_networks_end_where_nothing_else_is_waited_for():
     assert short.outputs == (6,)
 
 
+@pytest.mark.parametrize("runtime", ["litert", "onnxruntime", "tensorflow"])
+def test_networks_of_a_model_of_three_axes_can_be_built(runtime):
+    image = keras.Input((4, 8, 8, 3))
+    x = image
+    for channels in (8, 12, 16):
+        x = keras.layers.Conv3D(channels, 3, strides=(1, 2, 2), padding="same", activation="relu")(x)
+        x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dense(5)(keras.layers.Flatten()(x))
+    graph = ChannelGraph.from_model(keras.Model(image, x))
+    assert [(node.op.kind, node.op.depth, node.op.output_depth) for node in graph.nodes[-2:]] == [
+        ("flatten", 4, 1),
+        ("dense", 1, 1),
+    ]
+    networks = [task.network for task in model_plan([graph], runtime) if task.role == "network"]
+    kinds = {op.kind for network in networks for op, _ in network.nodes}
+    assert kinds >= {"conv3d", "global_avg_pool", "flatten", "dense"}
+    for network in networks:
+        assert runtimes.get(runtime).build(network)
+
+
 def test_random_networks_end_in_one_output():
     network = random_network(np.random.default_rng(3))
     for end in ends(network):

@@ -55,6 +55,8 @@ def image(kind, **more):
         (image("conv2d", strides=(2, 2), dilation=(2, 2)), "strided and dilated"),
         (image("conv2d_transpose", groups=2), "grouped or dilated"),
         (image("conv2d", groups=4), "6 -> 6 channels cannot be shared out to 4 groups"),
+        (image("max_pool", depth=4), "not written over three axes"),
+        (image("max_pool", kernel_size=(2, 2), dilation=(2, 2)), "that are dilated are not built"),
     ],
 )
 def test_what_tensorflow_cannot_do_is_refused_with_the_reason(op, reason):
