@@ -162,6 +162,7 @@ class BenchmarkWorker(RemoteWorker):
         """One block, in this session."""
         if self.session is None:
             raise WorkerDiedError("the worker has ended")
+        self._must_live(self.session)
         read_model(path)
         model = f"{self.session.folder}/model.tflite"
         self.device.push(path, model)
@@ -179,7 +180,18 @@ class BenchmarkWorker(RemoteWorker):
             lines = self.device.run(f"{self._program} {words} 2>&1")
             return checked_block({"id": 0, **parse(lines)})
         except (ValueError, WorkerDiedError) as error:
+            self._must_live(self.session)
             return {"id": 0, "status": "failed", "reason": f"benchmark_model: {error}"}
+
+    @staticmethod
+    def _must_live(session: Session) -> None:
+        """The folder with the program goes with the session.
+
+        Raises:
+            LinkLostError: it has ended.
+        """
+        if session.pipe.ended:
+            raise LinkLostError(session.pipe.last_words() or "the shell on the device ended")
 
 
 def parse(lines: Sequence[str]) -> dict[str, Any]:

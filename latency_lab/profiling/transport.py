@@ -147,6 +147,11 @@ class Pipe:
             self._lines.put(None)
         return found
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
     def code(self) -> int:
         """Its exit code, negative for a signal. Kills it where it still runs but said too much."""
         if self._fault:

@@ -1,6 +1,8 @@
 """Devices by adb: a stand-in `adb` that runs a local shell and copies files, and a stand-in `benchmark_model`."""
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -133,6 +135,27 @@ def test_a_phone_that_is_not_there_or_goes_away(phone, model, capsys):
     there = ["--on", "adb://phone-1", "--benchmark-model", str(phone / "benchmark_model")]
     assert main(["measure", model, *there]) == 3
     assert "go on with: latency-lab measure" in capsys.readouterr().err
+
+
+def test_after_a_short_disconnect_the_program_is_pushed_again(phone, model):
+    def unplug():
+        os.kill(int(worker.session._pid), signal.SIGTERM)
+        worker.session.pipe._process.wait()
+
+    def run_unplugged(command, files=None):
+        if "--graph" in command and not unplugged:
+            unplugged.append(unplug())
+        return run(command, files)
+
+    worker = on_phone(phone).start("litert", 1)
+    unplug()
+    assert worker.block(model, {})["status"] == "ok"
+    run, unplugged = worker.device.run, []
+    worker.device.run = run_unplugged
+    assert worker.block(model, {})["status"] == "ok"  # in the middle of a block, too
+    assert unplugged
+    worker.close()
+    assert list((phone / "phone").iterdir()) == []
 
 
 def test_what_benchmark_model_prints():
