@@ -3,7 +3,8 @@
 One shell script is run there for all that is done. It makes a fresh folder, says "latency-lab began FOLDER PID", takes
 files from its stdin, runs one command on the rest of its stdin, removes the folder, and says "latency-lab ended CODE".
 So a connection that was lost (no "ended") is told from a command that failed; and when the connection goes, the
-command's stdin ends, it ends too, and the folder is removed.
+command's stdin ends, it ends too, and the folder is removed. A device that did not notice is told by the next
+connection.
 
 The script is fixed text and paths that the user gave, quoted. What the device says is data: see `answers`.
 """
@@ -235,6 +236,13 @@ class Session:
         if not gone:
             self._end_by_signal()
 
+    def end_what_is_left(self) -> None:
+        """By another connection: a device that did not notice that this one was lost still runs the command."""
+        is_ours = f"(cat /proc/{self._pid}/cmdline || ps -p {self._pid} -o args=) 2>/dev/null | grep -q latency-lab"
+        end = f"{is_ours} && kill -HUP {self._pid}; rm -rf {self.folder}"
+        if not self._tell(f"test ! -d {self.folder} || {{ {end}; }}"):
+            self._warn()
+
     def _await_begin(self) -> None:
         noise = ""
         for _ in range(NOISE_LINES):
@@ -254,17 +262,22 @@ class Session:
 
     def _end_by_signal(self) -> None:
         """The command hangs: tell its shell, which ends it and removes the folder."""
-        done = None
+        if not self._tell(f"kill -HUP {self._pid}"):
+            self._warn()
+
+    def _tell(self, script: str) -> bool:
+        """Runs a script there by a connection of its own: whether it went well."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
-                self._device.argv(f"kill -HUP {self._pid}"),
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=BEGIN_TIMEOUT_S,
-            )  # fmt: skip
-        if done is None or done.returncode:
-            _log.warning(
-                "%s: the worker (under process %s) may still run, and %s be left", self._device.name, self._pid,
-                self.folder,
-            )  # fmt: skip
+                self._device.argv(script), stdin=subprocess.DEVNULL, capture_output=True, timeout=BEGIN_TIMEOUT_S
+            )
+            return done.returncode == 0
+        return False
+
+    def _warn(self) -> None:
+        _log.warning(
+            "%s: the worker (under process %s) may still run, and %s be left", self._device.name, self._pid, self.folder
+        )
 
 
 def script(base: str, sizes: Mapping[str, int], command: str) -> str:
@@ -384,8 +397,11 @@ class RemoteWorker:
 
     def _resume(self) -> None:
         """Connect again: to the same environment as before."""
+        lost = self.session
         self.close()
         hello = self.device.reach(self._begin)
+        if lost is not None:
+            lost.end_what_is_left()
         found = differences(*({k: v for k, v in h.items() if k != "resolution_s"} for h in (self.hello, hello)))
         if self._identity:
             found += differences(self._identity, self.device.probe()["identity"])

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,32 @@ def test_a_connection_that_is_cut_in_the_middle_is_made_again_and_nothing_is_mea
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     found = [(line["key"], line["round"]) for line in lines if line["status"] == "ok"]
     assert len(found) == len(set(found)) == 2 * len(OPS)
+    assert left(server) == []
+
+
+def parent_of(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_what_a_board_runs_on_that_did_not_notice_the_loss_is_ended_when_it_answers_again(server, model):
+    worker = board().start("litert", 1)
+    old, shell = worker.session.folder, worker.session._pid
+    connection = parent_of(shell)
+    os.kill(connection, signal.SIGSTOP)  # the board hears nothing of what follows
+    try:
+        worker.session.pipe._process.kill()
+        assert worker.block(model, {})["status"] == "ok"
+        assert worker.session.folder != old
+        for _ in range(200):
+            if not Path(old).exists() and not Path(f"/proc/{shell}/fd/0").exists():
+                break
+            time.sleep(0.02)
+        assert [path.name for path in server.board.iterdir()] == [Path(worker.session.folder).name]
+        assert not Path(f"/proc/{shell}/fd/0").exists()  # ended, if not yet waited for
+    finally:
+        worker.close()
+        os.kill(connection, signal.SIGCONT)
     assert left(server) == []
 
 
