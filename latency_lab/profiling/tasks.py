@@ -10,6 +10,7 @@ from latency_lab.errors import UsageError
 from latency_lab.ops import Network, OpConfig
 
 ROLES = ("op", "fusion", "network")
+_NARROWEST = ("int8", "float16", "bfloat16", "float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,15 @@ def tasks_of(items: Iterable[OpConfig | Network | Task]) -> tuple[Task, ...]:
 
 
 def precision_of(tasks: Iterable[Task]) -> str:
-    """What a profile of these tasks is of: "int8" where any operation is (its edges may be float32), else their type.
+    """What a profile of these tasks is of: the narrowest type that any operation has (a model's edges may be float32).
+
+    Args:
+        tasks: at least one.
 
     Example:
-        >>> precision_of([Task(Network.of(OpConfig("dense", dtype="int8")))])
-        'int8'
+        >>> ops = [OpConfig("dense", dtype=dtype) for dtype in ("float32", "float16")]
+        >>> precision_of([Task(Network.of(op)) for op in ops])
+        'float16'
     """
     found = {op.dtype for task in tasks for op, _ in task.network.nodes}
-    return "int8" if "int8" in found else "/".join(sorted(found))
+    return min(found, key=_NARROWEST.index)

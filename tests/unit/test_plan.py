@@ -161,6 +161,19 @@ def test_a_plan_is_of_one_type(runtime):
     assert precision_of(tasks) == "float16"
 
 
+@pytest.mark.parametrize(
+    ("types", "precision"),
+    [
+        (["float32"], "float32"),
+        (["float32", "int8", "float16"], "int8"),
+        (["float32", "bfloat16", "float16"], "float16"),
+        (["float32", "bfloat16"], "bfloat16"),
+    ],
+)
+def test_a_mix_of_types_is_of_the_narrowest(types, precision):
+    assert precision_of([Task(Network.of(OpConfig("dense", dtype=dtype))) for dtype in types]) == precision
+
+
 def test_contexts_of_operations_are_measured():
     graph = ChannelGraph.from_model(
         keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3), keras.layers.MaxPooling2D()])
