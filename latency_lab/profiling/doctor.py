@@ -29,7 +29,10 @@ HOT_C = 80.0
 
 @dataclass(frozen=True, slots=True)
 class RuntimeCheck:
-    """Whether a runtime builds and runs an operation there; `detail` is its package and version, or what to do."""
+    """Whether a runtime builds and runs an operation there; `detail` is its package and version, or what to do.
+
+    One that runs no operation by itself works where it starts, and `detail` says that nothing was run.
+    """
 
     name: str
     works: bool
@@ -169,21 +172,24 @@ def _check(name: str, start: Callable[[str], Worker], cores: int) -> RuntimeChec
     op = OpConfig("conv2d", height=4, width=4, in_channels=4, out_channels=4)
     if runtimes.get(name).reason_unsupported(op):
         op = dataclasses.replace(op, dtype="int8")
+    reason = runtimes.get(name).reason_unsupported(op)
     try:
         worker = start(name)
     except LatencyLabError as error:
         return RuntimeCheck(name, False, str(error))
     try:
-        with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
-            path = Path(folder) / f"model{runtimes.get(name).suffix}"
-            path.write_bytes(runtimes.get(name).build(Network.of(op)))
-            found = worker.block(str(path), {})
-        if found["status"] != "ok":
-            return RuntimeCheck(name, False, str(found["reason"]))
+        if not reason:
+            with tempfile.TemporaryDirectory(prefix="latency-lab-") as folder:
+                path = Path(folder) / f"model{runtimes.get(name).suffix}"
+                path.write_bytes(runtimes.get(name).build(Network.of(op)))
+                found = worker.block(str(path), {})
+            if found["status"] != "ok":
+                return RuntimeCheck(name, False, str(found["reason"]))
     except (LatencyLabError, WorkerDiedError) as error:
         return RuntimeCheck(name, False, str(error))
     finally:
         worker.close()
     hello = worker.hello
     there = hello.get("device") or f"{cores} cores"
-    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {there}")
+    untried = f"; nothing was run: {reason}" if reason else ""
+    return RuntimeCheck(name, True, f"{hello.get('package')} {hello.get('version')}, {there}{untried}")

@@ -28,6 +28,11 @@ _WITH_DEPTH = (
 )
 """Kinds that are written over three axes of positions."""
 _DEVICES = ("cpu", "gpu", "npu", "edgetpu")
+_COMPILED_ALONE = (
+    "Coral's Edge TPU runs what edgetpu_compiler makes of a whole int8 model, and no operation as it is built here: it "
+    "has no profile. A .tflite file that edgetpu_compiler wrote can be measured and compared: latency-lab measure and "
+    "latency-lab compare."
+)
 _READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
 """Activations whose int8 kernels refuse negative numbers."""
 
@@ -104,7 +109,7 @@ class LiteRT:
         """Merges before and on loading of models of this precision: the converter does the same for all.
 
         Raises:
-            UsageError: the device computes in another precision.
+            UsageError: the device computes in another precision, or no operation that is built here.
         """
         reason = self._reason_of_precision(precision)
         if reason:
@@ -145,7 +150,8 @@ class LiteRT:
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""
-        reason = self._reason_of_precision(op.dtype) if op.dtype == "float16" else _reason_of_type(op)
+        by_device = op.dtype == "float16" or self._is_edge_tpu
+        reason = self._reason_of_precision(op.dtype) if by_device else _reason_of_type(op)
         return reason or _reason_of_kind(op) or _reason_of_geometry(op) or base.reason_of_groups(op)
 
     def _reason_of_precision(self, precision: str) -> str | None:
@@ -160,7 +166,13 @@ class LiteRT:
                 "LiteRT's GPU accelerator computes in float16 unless it is told otherwise. Ask for precision float16, "
                 "or name litert:gpu,enforce_f32=1."
             )
-        return None
+        return _COMPILED_ALONE if self._is_edge_tpu else None
+
+    @property
+    def _is_edge_tpu(self) -> bool:
+        """By its name, or by that of its library."""
+        name = self.device.partition(",")[0]
+        return name == "edgetpu" or "libedgetpu" in name
 
 
 def _emit(writer: Writer, op: OpConfig, index: int, shape: base.Shape, operands: list[int]) -> int:

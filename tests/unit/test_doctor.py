@@ -75,6 +75,23 @@ def test_a_runtime_that_does_not_start_is_reported_with_what_to_do():
     assert "pip install" in str(found)
 
 
+def test_an_edge_tpu_is_not_tried_with_an_operation_that_it_does_not_run():
+    class Worker:
+        hello = {"package": "ai-edge-litert", "version": "2", "device": "libedgetpu.so.1"}
+
+        def block(self, path, settings):
+            return {"status": "failed", "reason": "not all of it runs on libedgetpu.so.1; elsewhere: CONV_2D"}
+
+        def close(self):
+            pass
+
+    found = doctor(clock=FakeClock(1.0), start_worker=lambda name: Worker(), names=["litert:edgetpu"])
+    (check,) = found.runtimes
+    assert check.works
+    assert check.detail.startswith("ai-edge-litert 2, libedgetpu.so.1; nothing was run: Coral's Edge TPU runs what")
+    assert "can be measured and compared" in check.detail
+
+
 def test_runtimes_are_tried_by_name_and_say_where_they_run():
     class Worker:
         hello = {"package": "onnxruntime-openvino", "version": "1", "device": "OpenVINOExecutionProvider"}

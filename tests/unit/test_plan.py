@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from latency_lab import runtimes
+from latency_lab.errors import UsageError
 from latency_lab.fitting import fit_profile
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.generate import random_network
@@ -172,6 +173,16 @@ def test_a_plan_is_of_one_type(runtime):
 )
 def test_a_mix_of_types_is_of_the_narrowest(types, precision):
     assert precision_of([Task(Network.of(OpConfig("dense", dtype=dtype))) for dtype in types]) == precision
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_an_edge_tpu_has_no_plan_and_what_works_instead_is_said(precision):
+    graph = ChannelGraph.from_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(8, 3)]))
+    for plan in (partial(general_plan, precision=precision), lambda r: model_plan([graph], r, precision)):
+        with pytest.raises(UsageError, match="edgetpu: .*has no profile.* can be measured and compared"):
+            plan("litert:edgetpu")
+    with pytest.raises(UsageError, match="has no profile"):
+        general_plan("litert:/usr/lib/libedgetpu.so.1")
 
 
 def test_contexts_of_operations_are_measured():
