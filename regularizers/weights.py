@@ -51,8 +51,8 @@ class WeightRegularizer(Regularizer):
         group_of = np.append(np.repeat(np.arange(len(graph.groups)), [group.size for group in graph.groups]), -1)
         fixed = [group_of[slots] for name, slots in found.items() if not layers[name].trainable]
         frozen = np.setdiff1d(np.concatenate(fixed), [-1]) if fixed else np.zeros(0, int)
-        left = {name: np.where(np.isin(group_of[slots], frozen), -1, slots) for name, slots in found.items()}
-        left = {name: slots.tolist() for name, slots in left.items() if np.any(slots >= 0)}
+        open_ids = {name: np.where(np.isin(group_of[slots], frozen), -1, slots) for name, slots in found.items()}
+        left = {name: slots.tolist() for name, slots in open_ids.items() if np.any(slots >= 0)}
         if found and not left:
             raise UnsupportedModelError(
                 f"{type(self).__name__} has nothing to train: each channel group with a {self._reads} has one that is "

@@ -7,6 +7,7 @@ are of plain layers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -159,16 +160,18 @@ def readings(
             before = keras.Model(
                 _struct(functional, "inputs") if inputs is None else inputs, list(node.arguments.keras_tensors)
             )
-
-        def read(given: Any, before: Any = before) -> list[Any]:
-            return list(keras.tree.flatten(before(given, training=False)))
-
         if not nested:
-            yield node.operation, lambda given, read=read: read(given)[0]
+            yield node.operation, functools.partial(_first, before, None)
             continue
         with contextlib.suppress(UnsupportedModelError):
             for layer, inner in readings(node.operation, wanted, _functional(node.operation).inputs):
-                yield layer, lambda given, read=read, inner=inner: inner(read(given))
+                yield layer, functools.partial(_first, before, inner)
+
+
+def _first(before: Any, inner: Callable[[Any], Any] | None, given: Any) -> Any:
+    """The first of the tensors that a model gives at inference, or what `inner` makes of them."""
+    tensors = keras.tree.flatten(before(given, training=False))
+    return inner(tensors) if inner else tensors[0]
 
 
 def fresh_inputs(wired: Wiring) -> Any:

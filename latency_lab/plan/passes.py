@@ -3,8 +3,8 @@
 The rounds that are left measure everything together, so that a slow minute of the machine hits a few blocks of many
 operations, those of the second pass among them.
 
-Where the first rounds are least sure is read from those blocks alone, so that a run that goes on from its journal, or is
-made again, has the same second pass.
+Where the first rounds are least sure is read from those blocks alone, so that a run that goes on from its journal, or
+is made again, has the same second pass.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class DeviceProfile:
         return Grid(ins, outs, values, tuple(tuple(row) for row in sources))
 
     def quantum(self, op: OpConfig, axis: int) -> int:
-        """Channels of one step of an operation's latency; axis 0 is in, 1 is out: the one that a kind of one width has."""
+        """Channels of one step of an operation's latency; axis 0 is in, 1 is out, and that of one width."""
         name = "in" if axis == 0 and op.kind in MIXING else "out"
         for step in self.steps:
             if step["family"] == op.family and step["axis"] == name:

@@ -169,16 +169,17 @@ class Journal:
     def _unstable(self, tasks: Iterable[Task], protocol: Protocol) -> list[tuple[int, list[Task]]]:
         """(round, tasks) of the next extra round of each unstable task that may have one.
 
-        A task that was stable and had none in the last two is not looked at again: every block shifts what is known of
-        the machine's speed a little, and with it which of many tasks are just stable.
+        A task that was found stable, and so had no block in the last two of these rounds, is not looked at again: every
+        block shifts what is known of the machine's speed a little, and with it which of many tasks are just stable.
         """
         found: dict[int, list[Task]] = {}
-        measured = [task for task in tasks if task.key not in self.failures]
-        last = {task.key: max(block["round"] for block in self.blocks[task.key]) for task in measured}
-        newest = max(last.values(), default=0)
-        for task in measured:
-            if last[task.key] >= newest - 1 and self.statistic(task.key).unstable:
-                found.setdefault(1 + last[task.key], []).append(task)
+        newest = max((line["round"] for line in self.measured), default=0)
+        since = next((i for i, line in enumerate(self.measured) if line["round"] >= newest - 1), 0)
+        for task in tasks:
+            if task.key not in self.failures and self._rows[task.key][-1] >= since:
+                if self.statistic(task.key).unstable:
+                    round_ = 1 + max(block["round"] for block in self.blocks[task.key])
+                    found.setdefault(round_, []).append(task)
         return sorted((r, left) for r, left in found.items() if r < protocol.rounds + protocol.extra_rounds)
 
     def statistic(self, key: str) -> Statistic:

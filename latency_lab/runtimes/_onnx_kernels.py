@@ -129,7 +129,7 @@ def _with_constant(node: Node, data: str) -> str:
 
 @builds("max_pool")
 def _max_pool(node: Node, operands: list[str]) -> str:
-    dilated = {"dilations": node.op.dilation} if node.op.dilation != (1, 1) else {}
+    dilated: dict[str, Any] = {"dilations": node.op.dilation} if node.op.dilation != (1, 1) else {}
     return node.add("MaxPool", operands, **node.window(), **dilated)
 
 

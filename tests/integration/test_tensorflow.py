@@ -263,7 +263,7 @@ def test_each_run_computes(loader, tmp_path, monkeypatch):
 def test_what_a_device_does_not_run_fails_and_does_not_run_on_the_cpu(tmp_path, monkeypatch):
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda n: None)
     monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", lambda n: None)
-    monkeypatch.setattr(TensorFlowModel, "_connect", lambda: None)
+    monkeypatch.setattr(TensorFlowModel, "_connect", classmethod(lambda cls: None))
     loader, path = TensorFlowModel.on("GPU:0"), tmp_path / "model.pb"
     path.write_bytes(TENSORFLOW.build(Network.of(CONV)))
     image = tf.ones((1, 16, 16, 16))

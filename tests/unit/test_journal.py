@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -224,6 +225,26 @@ def test_what_is_unstable_is_measured_in_extra_rounds_until_rounds_agree(tmp_pat
     assert journal.statistic(STEPPING.key).latency_ms == 0.5
     assert seen == [(i + 1, 10) for i in range(10)] + [(i + 1, i + 1) for i in range(10, 5 + extra)]
     assert Journal.load(path).waiting(journal.tasks.values(), Protocol()) == []
+
+
+def test_what_was_stable_for_two_extra_rounds_is_not_looked_at_again(tmp_path, monkeypatch):
+    """With every block a little more is known of the machine's speed: among thousands, some would turn each time."""
+    stepping, others = {"flipped": False}, [STEADY, STEPPING]
+    run = partial(profile, runtime="litert", journal=tmp_path / "j.jsonl", protocol=Protocol(extra_rounds=4))
+    journal = run(others, start_worker=lambda: SteppingWorker({}))
+    assert len(journal.blocks[STEADY.key]) == 5
+    known = Journal.statistic
+
+    def turned(self, key):
+        found = known(self, key)
+        return dataclasses.replace(found, unstable=True) if stepping["flipped"] and key != STEPPING.key else found
+
+    monkeypatch.setattr(Journal, "statistic", turned)
+    stepping["flipped"] = True
+    again = run(others, start_worker=lambda: SteppingWorker({}))
+    assert len(again.blocks[STEADY.key]) == 5
+    third = OpConfig("dense", in_channels=24, out_channels=24)  # and one that was not there before is
+    assert len(run([*others, third], start_worker=lambda: SteppingWorker({})).blocks[third.key]) == 9
 
 
 def test_what_stays_unstable_is_given_up_and_a_killed_run_goes_on_with_it(tmp_path):

@@ -140,7 +140,9 @@ def test_where_calls_cost_much_an_operation_that_costs_no_more_is_measured():
     assert CALL not in lone("litert")
 
 
-@pytest.mark.parametrize(("runtime", "precision"), [("litert", "float32"), ("onnxruntime", "float32"), ("vela", "int8")])
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("litert", "float32"), ("onnxruntime", "float32"), ("vela", "int8")]
+)
 def test_a_sweep_of_grouped_convolutions_keeps_their_groups(runtime, precision):
     image = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(32, 1)(image)
