@@ -380,6 +380,18 @@ MOVING: Mapping[str, Row] = {
 }
 
 
+_IN_GENERATED = frozenset(
+    {
+        *("pointwise", "squeezed", "conv", "depthwise", "dense", "dense at positions", "add", "scale", "concatenate"),
+        *("pool", "global average", "batch norm", "layer norm"),
+    }
+)
+GENERATED: Mapping[str, Row] = {n: row for n, row in {**COMPUTING, **MOVING}.items() if n in _IN_GENERATED}
+"""What generated networks (`graph.generate`) are made of, ..."""
+OTHERS: Mapping[str, Row] = {n: row for n, row in {**COMPUTING, **MOVING}.items() if n not in _IN_GENERATED}
+"""... and what they have little of, or nothing."""
+
+
 def _by_channels(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
     """Constants that images are normalised by, before the first convolution; or that scale channels last."""
     kind = str(rng.choice(["add", "multiply", "subtract"]))

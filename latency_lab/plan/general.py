@@ -9,7 +9,7 @@ import numpy as np
 from latency_lab import runtimes
 from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan.distributions import COPIES, NORMALISING, draw_ops, in_type
+from latency_lab.plan.distributions import COPIES, GENERATED, NORMALISING, OTHERS, draw_ops, in_type
 from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
@@ -21,10 +21,9 @@ COLD_EVERY = 4
 MICROCONTROLLERS = frozenset({"vela"})
 """Runtimes that mostly small networks are made for."""
 REFINED = 500
-DRAWN_SHARE = 0.65
-TAKEN_APART = 40
-"""Generated networks whose kernels are measured alone as well, in the place of the operations that are not drawn: what
-the correction learns from these is the network's doing, and none of it the predictor's; and the shapes are such as
+TAKEN_APART, DRAWN_SHARE = 60, 0.3
+"""Generated networks whose kernels are measured alone as well, and what is left of the draws of such operations: what
+the correction learns from these networks is their doing, and none of it the predictor's; and the shapes are such as
 stand beside one another in networks."""
 _IMAGE = {"height": 28, "width": 28, "in_channels": 48, "out_channels": 48}
 PROBE_SITES = (
@@ -61,7 +60,8 @@ def general_plan(
     """
     rng = np.random.default_rng(0)
     rules, supported = merges(runtime, precision), _supported(runtime)
-    drawn = list(draw_ops(rng, rules, supported, share=DRAWN_SHARE * share, dtype=precision))
+    drawn = list(draw_ops(rng, rules, supported, share=DRAWN_SHARE * share, dtype=precision, rows=GENERATED))
+    drawn += draw_ops(rng, rules, supported, share=share, dtype=precision, rows=OTHERS)
     small = runtime.partition(":")[0] in MICROCONTROLLERS
     made = [network.of_type(precision) for network in generated_networks(rng, networks, small)]
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]

@@ -25,8 +25,9 @@ _GRAPPLER = frozenset(
     + [f"depthwise_conv2d+{activation}" for activation in ("relu", "relu6", "elu", "hard_swish")]
     + [f"dense+{activation}" for activation in ("relu", "relu6", "elu", "leaky_relu", "tanh", "sigmoid")]
 )
-"""Seen in the graph that TensorFlow 2.21 runs on x86: _FusedConv2D, _FusedDepthwiseConv2dNative, _FusedMatMul. A pad
-stays an operator of its own."""
+"""Seen in the graph that TensorFlow 2.21 runs on x86 with oneDNN, which it turns on by itself for CPUs with AVX512-VNNI
+or AMX: _FusedConv2D, _FusedDepthwiseConv2dNative, _FusedMatMul. A pad stays an operator of its own. Elsewhere it merges
+less: conv2d+add was seen not to be."""
 _XLA = frozenset(
     [f"{kind}+add" for kind in _KERNELS]
     + [f"{kind}+{a}" for kind in (*_KERNELS, *BINARY, "batch_norm", "concatenate") for a in sorted(ACTIVATIONS)]
