@@ -156,11 +156,13 @@ def _scalar_fits(value: Any, schema: Mapping[str, Any]) -> bool:
     """Whether a quick look shows that a number, flag or null fits: rows of a profile's points."""
     types = schema.get("type", ())
     kinds = _SCALARS.get(types, ()) if isinstance(types, str) else {k for name in types for k in _SCALARS.get(name, ())}
-    if type(value) not in kinds or not set(schema) <= {"type", "minimum", "description"}:
+    if type(value) not in kinds or not schema.keys() <= _PLAIN:
         return False
     return value is None or value >= schema.get("minimum", value)
 
 
+_PLAIN = frozenset({"type", "minimum", "description"})
+"""Words of a schema that a quick look knows."""
 _SCALARS: Mapping[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
@@ -173,19 +175,18 @@ def _all_numbers_fit(data: list[Any], schema: Mapping[str, Any]) -> bool:
     """Whether a quick look shows that every item is a number that fits: long arrays of a profile's trees."""
     known: dict[str, set[type]] = {"integer": {int}, "number": {int, float}}
     kinds = known.get(str(schema.get("type")))
-    if kinds is None or not set(schema) <= {"type", "minimum", "description"} or not set(map(type, data)) <= kinds:
+    if kinds is None or not schema.keys() <= _PLAIN or not set(map(type, data)) <= kinds:
         return False
     return not data or "minimum" not in schema or bool(min(data) >= schema["minimum"])
 
 
 def _is(data: Any, name: str) -> bool:
-    kinds: dict[str, tuple[type, ...]] = {
-        "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,),
-        "null": (type(None),), "integer": (int,), "number": (int, float),
-    }  # fmt: skip
     if isinstance(data, bool):
         return name == "boolean"
-    return isinstance(data, kinds[name])
+    return isinstance(data, _KINDS[name])
+
+
+_KINDS: Mapping[str, tuple[type, ...]] = {"object": (dict,), "array": (list,), "string": (str,), **_SCALARS}
 
 
 def _type_name(data: Any) -> str:

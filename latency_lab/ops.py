@@ -385,13 +385,16 @@ class OpConfig:
         Raises:
             FileFormatError: a field is unknown or has a wrong value.
         """
-        unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+        unknown = data.keys() - _FIELDS
         if unknown:
             raise FileFormatError(f"An operation has no field {sorted(unknown)[0]!r}. Received: {dict(data)!r}")
         try:
             return cls(**{name: _tuples(value) for name, value in data.items()})
         except (TypeError, ValueError, ArithmeticError, LookupError, UsageError) as error:
             raise FileFormatError(f"Not an operation: {dict(data)!r}: {error}") from error
+
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(OpConfig))
 
 
 @dataclass(frozen=True, slots=True)
