@@ -56,6 +56,11 @@ def place(entry: Entry, runtime: str, precision: str, cache_dir: Path = CACHE) -
     return cache_dir / f"{runtime}-{precision}" / f"{entry['name']}{SUFFIXES[runtime]}"
 
 
+def keras_place(entry: Entry, cache_dir: Path = CACHE) -> Path:
+    """Where the Keras model of a network is kept, whether it is there yet or not."""
+    return cache_dir / "keras" / f"{entry['name']}.keras"
+
+
 def failure_of(path: Path) -> Path:
     """Where the reason is kept why the file `path` could not be made."""
     return path.with_suffix(".failed.txt")
@@ -102,7 +107,7 @@ def keras_model(entry: Entry, cache_dir: Path = CACHE) -> Any:
     import accuracy_build
     import keras
 
-    path = cache_dir / "keras" / f"{entry['name']}.keras"
+    path = keras_place(entry, cache_dir)
     if path.is_file():
         return keras.saving.load_model(path, compile=False)
     model = accuracy_build.build(entry)

@@ -5,9 +5,9 @@
 One runtime, precision and thread count a call; their results stand beside one another in the output. All goes on where
 it stopped: the profile from its journal, each network from the blocks that were measured. Networks are measured between
 the profile's operations: a shared machine is faster in some minutes than in others, and both should see the same. They
-come from
-accuracy_networks.json, converted beforehand by accuracy_models.py (which see); those without a file are listed with
-the reason. The prediction is of the very file that is measured; that of the .keras file stands beside it.
+come from accuracy_networks.json, converted beforehand by accuracy_models.py (which see); those without a file are
+listed with the reason. The prediction is of the very file that is measured, that of the .keras file stands beside it;
+frozen graphs of TensorFlow are not read, and both are that of the .keras file.
 
 With --own, after that, every kernel that the networks are made of is measured too, as `profile --model` does for one
 network at its full widths, and the networks once more between them: what is then left of an error is not of the fit to
@@ -71,7 +71,10 @@ def main() -> None:
         networks.finish()
     book = Journal.load(folder / "profile.journal.jsonl")
     blocks = {entry["name"]: networks.blocks.get(entry["name"], []) for entry, _ in found}
-    rows = [row(entry, path, profile, book, blocks[entry["name"]], args.cache) for entry, path in found]
+    rows = [
+        row(entry, readable(entry, path, args.cache), profile, book, blocks[entry["name"]], args.cache)
+        for entry, path in found
+    ]
     write(args.output, key, {"profile": made, **summary(rows), "networks": rows, "not_measured": missing})
 
 
@@ -97,7 +100,7 @@ def own(
     general = ll.load_profile(folder / "profile.json.gz")
     if not journal.exists():
         shutil.copyfile(folder / "profile.journal.jsonl", journal)
-    graphs = [ll.ChannelGraph.from_model(path) for _, path in found]
+    graphs = [ll.ChannelGraph.from_model(readable(entry, path, args.cache)) for entry, path in found]
     kernels = dict.fromkeys(kernel.op for graph in graphs for kernel in kernels_of_graph(graph, general))
     ops = [op for op in kernels if runtimes.get(args.runtime).reason_unsupported(op) is None]
     tasks = (*Journal.load(journal).tasks.values(), *lone_and_whole(ops, [], args.runtime))
@@ -111,7 +114,10 @@ def own(
         )
     networks.finish()
     profile = ll.fit_profile(book, name=f"{key}, own kernels")
-    rows = [row(entry, path, profile, book, networks.blocks.get(entry["name"], [])) for entry, path in found]
+    rows = [
+        row(entry, readable(entry, path, args.cache), profile, book, networks.blocks.get(entry["name"], []))
+        for entry, path in found
+    ]
     made = {"kernels": len(ops), "seconds": round(spent.seconds, 1), "half_width": profile.network.half_width}
     return {**made, **summary(rows), "networks": rows}
 
@@ -335,11 +341,17 @@ def row(
         "extrapolated": coverage["extrapolated"],
         "bounded": coverage["bounded"],
     }
-    keras_file = cache / "keras" / f"{entry['name']}.keras" if cache else None
+    keras_file = accuracy_models.keras_place(entry, cache) if cache else None
     if keras_file and keras_file.exists():
-        of_keras = ll.LatencyCost(ll.ChannelGraph.from_model(str(keras_file)), profile).estimate().latency_ms
+        of_keras = ll.LatencyCost(ll.ChannelGraph.from_model(keras_file), profile).estimate().latency_ms
         found["keras_error"] = round(of_keras / s.latency_ms - 1, 4)
     return {**base, **found}
+
+
+def readable(entry: Mapping[str, Any], path: Path, cache: Path) -> Path:
+    """The file that the prediction reads: the one that is measured, or for a frozen graph the .keras file of it."""
+    frozen = path.suffix == accuracy_models.SUFFIXES["tensorflow"]
+    return accuracy_models.keras_place(entry, cache) if frozen else path
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

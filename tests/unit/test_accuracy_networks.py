@@ -19,7 +19,7 @@ def scripts(monkeypatch):
     before = set(sys.modules)
     yield __import__
     for name in set(sys.modules) - before:
-        if name.startswith(("accuracy_", "_narrow")):
+        if name.startswith(("accuracy_", "benchmark_", "_narrow")):
             del sys.modules[name]
 
 
@@ -146,3 +146,11 @@ def test_light_models_get_random_initialisers_and_keep_their_graph(scripts):
     assert all(value.std() > 0 for value in weights.values() if value.dtype == np.float32)
     again = light.with_random_weights(light.source("light_squeezenet.onnx"), seed=3)
     assert again.SerializeToString() == after.SerializeToString()
+
+
+def test_a_frozen_graph_is_predicted_from_its_keras_file(scripts, models, tmp_path):
+    readable = scripts("benchmark_accuracy").readable
+    entry = models.networks()[0]
+    frozen, lite = (models.place(entry, runtime, "float32", tmp_path) for runtime in ("tensorflow", "litert"))
+    assert readable(entry, frozen, tmp_path) == tmp_path / "keras" / f"{entry['name']}.keras"
+    assert readable(entry, lite, tmp_path) == lite
