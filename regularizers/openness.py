@@ -157,6 +157,7 @@ class WeightOpenness(keras.layers.Layer):
         of: "gamma" for |gamma| of batch norms, "weights" for `weight_size` of kernels.
         l1_fraction: of `weight_size`.
         combine: members of a group.
+        typical: size that counts as an openness of 1, by the layer's name; None: 1 in all of them.
     """
 
     latency_lab_passthrough = True
@@ -168,6 +169,7 @@ class WeightOpenness(keras.layers.Layer):
         of: Literal["gamma", "weights"],
         l1_fraction: float = 0.0,
         combine: Combine = "max",
+        typical: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, **kwargs})
@@ -176,6 +178,7 @@ class WeightOpenness(keras.layers.Layer):
         self.of = of
         self.l1_fraction = float(l1_fraction)
         self.combine: Combine = combine
+        self.typical = {name: float((typical or {}).get(name, 1.0)) for name in self.slots}
         self._bound = _Bound({})
         self._places = _places(list(self.slots.values()), self.count)
 
@@ -206,7 +209,7 @@ class WeightOpenness(keras.layers.Layer):
                 f"Layer {self.name!r} reads weights of other layers and has not been told where they are: a loaded "
                 "model has to be taken up by its regularizer before it trains on. Call regularizer.bind(model) first."
             )
-        sizes = [self._size(self._bound.layers[name]) for name in self.slots]
+        sizes = [self._size(self._bound.layers[name]) / self.typical[name] for name in self.slots]
         values = ops.concatenate([ops.convert_to_tensor([0.0, 1.0]), *sizes])
         return combined(ops.take(values, self._places, axis=0), self.combine, ops)
 
@@ -234,7 +237,7 @@ class WeightOpenness(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        own = {name: getattr(self, name) for name in ("slots", "count", "of", "l1_fraction", "combine")}
+        own = {name: getattr(self, name) for name in ("slots", "count", "of", "l1_fraction", "combine", "typical")}
         return {**super().get_config(), **own}
 
 

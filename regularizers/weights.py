@@ -89,12 +89,18 @@ class WeightRegularizer(Regularizer):
         return found
 
     def unit(self) -> float:
-        """One over the median size: a kernel's is a few hundredths, and would pay as little of its price."""
-        return 1.0 / max(self._typical(), self.threshold)
+        """One over the median openness: where that is a kernel's size, it is a few hundredths, and a channel would pay
+        as little of its price."""
+        return 1.0 / max(self._median_openness(), self.threshold)
 
-    def _typical(self) -> float:
+    def _median_openness(self) -> float:
         openness = self.openness()
         return float(np.median(openness[np.isfinite(openness)]))
+
+    def _median_size(self) -> float:
+        """Of the weights of a channel that is as open as the median."""
+        typical = self._attached().get_layer(self._source).typical
+        return self._median_openness() * float(np.median(list(typical.values())))
 
     def begin(self, steps: int | None) -> None:
         """Warns (logging) of layers that were frozen since `attach`, and when Adam cannot close a typical channel in
@@ -109,12 +115,12 @@ class WeightRegularizer(Regularizer):
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of a LossScaleOptimizer
         if self.budget is None or steps is None or optimizer is None or "adam" not in optimizer.name:
             return
-        rate, size = largest_rate(optimizer, steps), self._typical()
+        rate, size = largest_rate(optimizer, steps), self._median_size()
         if rate * steps < 2 * size:
             enough = f"for {math.ceil(round(2 * size / rate, 3))} steps or more, or " if rate else ""
             LOGGER.warning(
-                "%s: the median channel is open by %.2g, and %d steps at a learning rate of up to %.2g close %.2g at "
-                "most. The budget will be met by cutting open channels. Train %sat a higher rate.",
+                "%s: the weights of the median channel are %.2g large, and %d steps at a learning rate of up to %.2g "
+                "close %.2g at most. The budget will be met by cutting open channels. Train %sat a higher rate.",
                 *(type(self).__name__, size, steps, rate, rate * steps, enough),
             )
 

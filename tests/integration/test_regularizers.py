@@ -177,7 +177,8 @@ def test_gamma_minimises_the_linearised_loss(make) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3])
-def test_group_lasso_minimises_the_linearised_loss(fraction: float) -> None:
+@pytest.mark.parametrize("relative", [False, True])
+def test_group_lasso_minimises_the_linearised_loss(fraction: float, relative: bool) -> None:
     model = network(norm=False)
     cost = flops(model)
 
@@ -185,12 +186,39 @@ def test_group_lasso_minimises_the_linearised_loss(fraction: float) -> None:
         kernel, axes = kernel_of(model.get_layer(name))
         kernel = keras.ops.convert_to_numpy(kernel).astype(float)
         size = (1 - fraction) * np.sqrt((kernel**2).mean(axes)) + fraction * np.abs(kernel).mean(axes)
-        return size.reshape(-1)
+        return size.reshape(-1) / (np.median(size) if relative else 1)
 
     groups = [np.max([r("a"), r("b"), r("dw")], axis=0), r("c")]
-    gated = GroupLasso(cost, strength=1.0, l1_fraction=fraction).attach(model)
+    gated = GroupLasso(cost, strength=1.0, l1_fraction=fraction, relative=relative).attach(model)
     expected = linearised_loss(cost, [16, 32], np.array([g.sum() for g in groups])) / cost.value(None)
     assert charged(gated) == pytest.approx(expected, rel=1e-5)
+
+
+def test_group_lasso_reads_kernels_against_what_they_were_when_it_was_attached(tmp_path) -> None:
+    model = network(norm=False)
+    learner = GroupLasso(flops(model), strength=1.0)
+    gated = learner.attach(model)
+    before = learner.openness()
+    kernel = gated.get_layer("c").kernel
+    kernel.assign(kernel * 0.5)
+    gated.save(tmp_path / "gated.keras")
+    resumed = GroupLasso(learner.cost, strength=1.0)
+    resumed.bind(keras.models.load_model(tmp_path / "gated.keras"))
+    assert np.median(before[16:]) == pytest.approx(1.0)
+    assert resumed.openness() == pytest.approx(np.append(before[:16], 0.5 * before[16:]), rel=1e-5)
+
+
+def test_group_lasso_takes_the_typical_size_of_a_layer_from_channels_that_are_open() -> None:
+    model = network(norm=False)
+    kernel = keras.ops.convert_to_numpy(model.get_layer("c").kernel).copy()
+    kernel[..., :20] = 0
+    model.get_layer("c").kernel.assign(kernel)
+    learner = GroupLasso(flops(model), strength=1.0)
+    learner.attach(model)
+    assert np.median(learner.openness()[16 + 20 :]) == pytest.approx(1.0)
+    model.get_layer("c").kernel.assign(0 * kernel)
+    learner.attach(model)
+    assert learner.openness()[16:].tolist() == [0.0] * 32
 
 
 def test_group_lasso_has_a_finite_slope_where_weights_are_zero() -> None:
@@ -217,12 +245,14 @@ def pure_loss(regularizer, gated, cost) -> float:
         return cost.value(total(1 / (1 + np.exp(-(2.5 + 30 * raw))))) / cost.value(None)
     if regularizer is Gamma:
         norms = [layer for layer in gated.layers if isinstance(layer, layers.BatchNormalization)]
-        r = [np.abs(np.asarray(norm.gamma, float)) for norm in norms]
+        r, threshold = [np.abs(np.asarray(norm.gamma, float)) for norm in norms], 1e-2
     else:
         kernels = [np.asarray(gated.get_layer(name).kernel, float) for name in ("a", "b", "dw", "c")]
-        r = [np.sqrt((k**2).mean((0, 1) if k.shape[-1] == 1 else (0, 1, 2))).reshape(-1) for k in kernels]
+        sizes = [np.sqrt((k**2).mean((0, 1) if k.shape[-1] == 1 else (0, 1, 2))).reshape(-1) for k in kernels]
+        typical, threshold = gated.get_layer("openness").typical, 5e-2
+        r = [size / typical[name] for size, name in zip(sizes, ("a", "b", "dw", "c"), strict=True)]
     both = np.concatenate([np.max(r[:3], axis=0), r[3]])
-    return linearised_loss(cost, total(1.0 * (both > 1e-2)), total(both)) / cost.value(None)
+    return linearised_loss(cost, total(1.0 * (both > threshold)), total(both)) / cost.value(None)
 
 
 COSTS = {
