@@ -16,6 +16,7 @@ from latency_lab.profiles.predictor import Predictor, hull_point, regime
 Floats = npt.NDArray[np.float64]
 
 MIN_FAMILY = 12
+MIN_SCALED = 4
 MIN_REGIME = 10
 MIN_TREES = 40
 
@@ -23,7 +24,9 @@ MIN_TREES = 40
 def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, int], block: int) -> Predictor:
     """The predictor of one kind from its measured points, at least one.
 
-    Families of `MIN_FAMILY` points or more get coefficients of their own; trees need `MIN_TREES` points.
+    Families of `MIN_FAMILY` points or more get coefficients of their own, those of `MIN_SCALED` or more the kind's
+    times one number: a runtime may have no fast kernel for a family of few, and to the trees these would be outliers.
+    Regimes likewise, from their family's. Trees need `MIN_TREES` points.
     """
     ops = [m.op for m in measured]
     latency_ms = np.array([m.point.latency_ms for m in measured])
@@ -35,6 +38,10 @@ def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, in
             rows = names == name
             if rows.sum() >= least:
                 coefficients[str(name)] = _relative_nnls(terms[rows], latency_ms[rows])
+            elif rows.sum() >= MIN_SCALED:
+                shared = np.array(coefficients.get(str(families[rows][0]), coefficients[""]))
+                factor = float(np.median(latency_ms[rows] / (terms[rows] @ shared)))
+                coefficients[str(name)] = tuple((factor * shared).tolist())
     base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured), block=block)
     if len(ops) < MIN_TREES:
         return base

@@ -45,6 +45,23 @@ def test_tiles_of_positions_and_channels_are_learned(fitted):
     assert np.median(errors) < 0.6 * np.median(np.abs(bare.latency_ms(unseen) / [tiled_ms(op) for op in unseen] - 1))
 
 
+def test_a_family_of_few_without_a_fast_kernel_is_told_from_the_others():
+    def depthwise(size, channels, kernel, stride):
+        fields = {"kernel_size": (kernel, kernel), "strides": (stride, stride)}
+        return OpConfig("depthwise_conv2d", 1, size, size, channels, channels, **fields)
+
+    rng = np.random.default_rng(0)
+    many = [
+        depthwise(int(s), int(c), k, 1)
+        for s, c, k in zip(rng.integers(7, 112, 300), rng.integers(8, 200, 300), [3, 5, 7] * 100, strict=True)
+    ]
+    few = [depthwise(size, channels, 7, 2) for size, channels in ((7, 110), (12, 120), (32, 120), (56, 16), (80, 40))]
+    times = [1e-3 + op.macs * 7e-8 for op in many] + [1e-3 + op.macs * 7e-7 for op in few]
+    found = fit_predictor("depthwise_conv2d", measured([*many, *few], times), (1, 1), 1)
+    unseen = [depthwise(111, 32, 7, 2), depthwise(28, 88, 7, 2)]
+    assert found.latency_ms(unseen) == pytest.approx([1e-3 + op.macs * 7e-7 for op in unseen], rel=0.25)
+
+
 def test_loaded_is_fitted_to_the_bit_and_alone_is_together(fitted):
     text = json.dumps(fitted.to_json())
     loaded = Predictor.from_json("conv2d", json.loads(text))
