@@ -17,10 +17,11 @@ RESOLUTIONS = (16, 24, 32, 48, 56, 64, 96, 112, 160, 224)
 _MAX_WIDTH = 2048
 _LAST_SIZE = 8
 _EVEN = (6, 6, 6)
-_LATE = (3, 5, 12)
-"""Blocks at most of a stage that reads more than 64 positions a side, more than 32, or fewer. In half of the networks
-most blocks come late, as in the published ones: there are the weights, and with them what a cache cannot keep."""
-_COMMON = {"inverted": 4, "bottleneck": 3, "separable": 2, "preactivated": 2}
+_LATE = (2, 4, 12)
+"""Blocks at most of a stage that reads more than 64 positions a side, more than 32, or fewer. In most networks most
+blocks come late, as in the published ones: there are the weights, and with them what a cache cannot keep."""
+_LATE_SHARE = 0.75
+_COMMON = {"inverted": 6, "bottleneck": 4, "separable": 3, "preactivated": 2}
 """How much more often than others some blocks are drawn."""
 _TRIES = 100
 _SCALINGS = 4
@@ -127,7 +128,7 @@ def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) ->
     stack = _Stack(int(rng.choice([8, 8, 8, 4, 1])))
     size, growth = int(rng.choice(resolutions)), float(rng.uniform(1.5, 2.4))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
-    names, most = sorted(_BLOCKS), _LATE if rng.random() < 0.5 else _EVEN
+    names, most = sorted(_BLOCKS), _LATE if rng.random() < _LATE_SHARE else _EVEN
     shares = np.array([_COMMON.get(name, 1) for name in names], float)
     kinds = rng.choice(names, size=int(rng.integers(1, 4)), replace=False, p=shares / shares.sum())
     x = stack.conv(_Tensor(-1, size, size, 3), stack.round(width), 3, 2 if size >= 32 else 1, act)

@@ -112,7 +112,8 @@ def _merged(rng: np.random.Generator, fields: Mapping[str, Any], rules: Collecti
     if "add" in names and rng.random() < 0.15:
         found["residual"] = True
         found["activation"] = "relu" if rng.random() < 0.6 else None
-    if f"pad+{kind}" in rules and fields.get("padding") == "same" and rng.random() < 0.12:
+    padded = 0.4 if fields["in_channels"] == 3 else 0.12  # many a first convolution is
+    if f"pad+{kind}" in rules and fields.get("padding") == "same" and rng.random() < padded:
         rows, columns = (size // 2 for size in fields.get("kernel_size", (1, 1)))
         odd = int(fields.get("strides", (1, 1)) != (1, 1) and rng.random() < 0.5)
         found["padding"] = ((max(rows - odd, 0), rows), (max(columns - odd, 0), columns))
@@ -170,12 +171,21 @@ def _conv(rng: np.random.Generator, macs: float) -> dict[str, Any]:
     if (rows, columns) == (4, 4):
         stride = 4
     ins, outs = _pair(rng, macs / (-(-size // stride)) ** 2 / (rows * columns))
-    if min(rows, columns) > 1 and rng.random() < 0.08:
-        ins, outs = 3, _round(rng, macs / (-(-size // stride)) ** 2 / (rows * columns) / 3, 4)
     dilation = (2, 2) if stride == 1 and rng.random() < 0.03 else (1, 1)
     padding = "same" if rng.random() < 0.75 else "valid"
     fields = {"kernel_size": (rows, columns), "strides": (stride, stride), "dilation": dilation, "padding": padding}
     return {"kind": "conv2d", "height": size, "width": size, "in_channels": ins, "out_channels": outs, **fields}
+
+
+def _stem(rng: np.random.Generator, _: float) -> dict[str, Any]:
+    """The first convolution of a network: on an image of three channels, to 8 to 96."""
+    kernel, stride = [(3, 2), (3, 1), (5, 2), (7, 2), (4, 4)][int(rng.choice(5, p=[0.5, 0.1, 0.05, 0.25, 0.1]))]
+    size = int(rng.choice([96, 112, 128, 160, 192, 224, 224, 240, 256, 299, 320]))
+    outs = _round(rng, float(np.exp(rng.uniform(np.log(8), np.log(96)))))
+    fields = {"kernel_size": (kernel, kernel), "strides": (stride, stride)}
+    padding = "same" if kernel > stride and rng.random() < 0.75 else "valid"
+    shape = {"height": size, "width": size, "in_channels": 3, "out_channels": outs}
+    return {"kind": "conv2d", **shape, **fields, "padding": padding}
 
 
 def _depthwise(rng: np.random.Generator, macs: float) -> dict[str, Any]:
@@ -239,6 +249,7 @@ COMPUTING: Mapping[str, Row] = {
     "pointwise": Row(850, 3e4, 4e8, _pointwise),
     "squeezed": Row(130, 1e2, 1e6, _squeezed),
     "conv": Row(750, 1e5, 6e8, _conv),
+    "stem": Row(70, 1e6, 2e8, _stem),
     "depthwise": Row(600, 5e3, 5e7, _depthwise),
     "grouped": Row(100, 1e5, 2e8, _grouped),
     "transposed": Row(60, 1e5, 2e8, _transposed),

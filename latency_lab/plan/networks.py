@@ -14,7 +14,7 @@ from latency_lab.profiles.fusions import as_run
 MODEL_NETWORKS = 28
 MODEL_MACS = 600_000_000
 GENERAL_NETWORKS = 80
-GENERAL_MACS = (15e6, 2.5e9)
+GENERAL_MACS = (40e6, 3e9)
 GENERAL_RESOLUTIONS = (96, 128, 160, 192, 224, 224, 256)
 """What images networks are mostly made for. Of smaller ones the tensors stay in the cache, and a correction fitted on
 those was seen to promise 4 % too little for networks of larger images."""

@@ -15,7 +15,7 @@ from latency_lab.ops import Network, OpConfig
 from latency_lab.plan import general_plan, model_plan, passes, refinement
 from latency_lab.plan.distributions import COMPUTING, MOST_BYTES, draw_ops
 from latency_lab.plan.general import CALL
-from latency_lab.plan.networks import beginning, ends
+from latency_lab.plan.networks import beginning, ends, generated_networks
 from latency_lab.plan.rules import merges
 from latency_lab.profiling import Protocol, Task
 from latency_lab.profiling.tasks import precision_of
@@ -123,6 +123,25 @@ def test_drawn_operations_keep_their_bounds_and_are_the_same_each_time():
     assert any(op.batch > 1 for op in drawn)
     assert any(op.in_channels % 4 for op in drawn)
     assert any(op.groups > 1 for op in drawn)
+
+
+def test_first_convolutions_are_drawn_as_networks_have_them():
+    rows = {"stem": COMPUTING["stem"]}
+    drawn = list(draw_ops(np.random.default_rng(0), {"pad+conv2d"}, everything, rows=rows))
+    assert len(drawn) == rows["stem"].points
+    assert {op.in_channels for op in drawn} == {3}
+    assert min(op.out_channels for op in drawn) >= 8
+    assert max(op.out_channels for op in drawn) <= 96
+    assert {(op.kernel_size[0], op.strides[0]) for op in drawn} >= {(3, 2), (7, 2), (4, 4)}
+    assert any(op.pads == ((3, 3), (3, 3)) for op in drawn)
+
+
+def test_generated_networks_have_weights_as_published_ones_do():
+    made = generated_networks(np.random.default_rng(1), 40)
+    megabytes = np.array([sum(op.weight_bytes for op, _ in network.nodes) for network in made]) / 1e6
+    million_macs = np.array([sum(op.macs for op, _ in network.nodes) for network in made]) / 1e6
+    assert 10 < np.median(megabytes) < 40  # MobileNetV2 has 14, ResNet-50 has 102
+    assert 0.02 < np.median(megabytes / million_macs) < 0.06  # 0.047 and 0.025
 
 
 def test_activations_are_drawn_as_the_runtime_merges_them():
