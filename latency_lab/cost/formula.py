@@ -64,29 +64,45 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> numpy.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Excess:
-    """What a sum over ops costs beyond what is free, less what single ops have paid for themselves.
+    """What a sum over ops costs beyond what is free.
 
-        price * (max(0, sum_i terms_i - free) - sum_i max(0, terms_i - alone))
+        price * max(0, sum_i min(terms_i, most_i) - free)
 
-    With `alone` None, nothing has been paid.
+    Args:
+        terms: of n ops.
+        price: of a unit of theirs.
+        free: of the sum.
+        most: what counts of an op's term at most, [n], infinity where all does.
     """
 
     terms: Terms
     price: float
     free: float
-    alone: float | None = None
+    most: numpy.ndarray
 
     def value(self, amounts: Any, xp: Any) -> Any:
         """Of what the terms are, [n]: a scalar."""
-        total = xp.maximum(xp.sum(amounts) - self.free, 0.0)
-        if self.alone is not None:
-            total = total - xp.sum(xp.maximum(amounts - self.alone, 0.0))
-        return self.price * total
+        return self.price * xp.maximum(self._sum(amounts, xp) - self.free, 0.0)
 
     def slopes(self, amounts: Any, xp: Any) -> Any:
-        """d value / d amounts: [n], or a scalar that is the slope of each."""
-        each = xp.where(xp.sum(amounts) > self.free, self.price, 0.0)
-        return each if self.alone is None else each - xp.where(amounts > self.alone, self.price, 0.0)
+        """d value / d amounts, [n]."""
+        price = xp.where(self._sum(amounts, xp) > self.free, self.price, 0.0)
+        return xp.where(amounts < as_array(self.most, xp), price, 0.0)
+
+    def _sum(self, amounts: Any, xp: Any) -> Any:
+        return xp.sum(xp.minimum(amounts, as_array(self.most, xp)))
+
+    def to_json(self) -> list[Any]:
+        """JSON values that `from_json` reads."""
+        most = [size if numpy.isfinite(size) else None for size in self.most.tolist()]
+        return [self.terms.to_json(), self.price, self.free, most]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Excess:
+        """What `to_json` wrote."""
+        terms, price, free, most = data
+        sizes = numpy.array([numpy.inf if size is None else float(size) for size in most])
+        return cls(terms_from_json(terms), float(price), float(free), sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +182,7 @@ class OpSum:
         there = self.presence
         rows = {} if there is None else {"gates": there.gates.tolist(), "branches": there.branches.tolist()}
         more = self.excess
-        over = {} if more is None else {"excess": [more.terms.to_json(), more.price, more.free, more.alone]}
+        over = {} if more is None else {"excess": more.to_json()}
         return {"formula": "op_sum", "terms": self.terms.to_json(), **numbers, **maps, **rows, **over}
 
 
@@ -257,9 +273,6 @@ def formula_from_json(data: Mapping[str, Any]) -> Formula:
     presence = None
     if "gates" in data:
         presence = Presence(*(numpy.array(data[name], numpy.int32) for name in ("gates", "branches")))
-    excess = None
-    if "excess" in data:
-        terms, price, free, alone = data["excess"]
-        excess = Excess(terms_from_json(terms), float(price), float(free), None if alone is None else float(alone))
+    excess = Excess.from_json(data["excess"]) if "excess" in data else None
     terms = terms_from_json(data["terms"])
     return OpSum(terms, in_map, in_const, out_map, out_const, constant, presence, excess)

@@ -18,6 +18,7 @@ from latency_lab.cost.roofline import roofline_terms
 from latency_lab.cost.terms import Polynomial, Terms, Values
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
+from latency_lab.profiles.correction import most_warm
 from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, as_run, fuse
 from latency_lab.profiles.layout import with_reorders
 
@@ -34,13 +35,13 @@ class _Part(NamedTuple):
     latency_ms: float
     source: str
     in_network_ms: float
-    weight_bytes: int = 0
+    warm_bytes: float = 0.0
 
 
 class LatencyCost(OpCost):
     """Latency of a network on the device of a profile, in ms.
 
-        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b) + c * max(0, sum_k weight_bytes_k(w) - cached)
+        latency(w) = sum_k (a_g(k) * grid_k(in_k(w), out_k(w)) + b) + c * max(0, sum_k warm_bytes_k(w) - cached)
 
     over the kernels that the runtime makes of the network's ops. `value` and `gradient` read the chord of each
     kernel's grid; `at` and `estimate` read the staircase, the profile's own prediction at whole channels. An analytic
@@ -115,9 +116,9 @@ class LatencyCost(OpCost):
 
     def _staircase(self, widths: numpy.ndarray) -> float:
         parts = self._parts(widths)
-        weight_bytes = [part.weight_bytes for part in parts]
+        warm_bytes = [part.warm_bytes for part in parts]
         kernels_ms = sum(part.in_network_ms for part in parts)
-        return kernels_ms + self.profile.network.memory_ms(weight_bytes) + self.formula.constant
+        return kernels_ms + self.profile.network.memory_ms(warm_bytes) + self.formula.constant
 
     def _parts(self, widths: numpy.ndarray) -> list[_Part]:
         """Each kernel at whole widths; the profile is asked once for each kernel and its channels."""
@@ -133,7 +134,8 @@ class LatencyCost(OpCost):
                 self._refuse([self.ops[k] for k, _, _ in fresh], ops, predictions)
             for key, op, found in zip(fresh, ops, predictions, strict=True):
                 in_network_ms = float(self.profile.network.per_kernel_ms(op, found.latency_ms))
-                self._known[key] = _Part(found.latency_ms, found.source, in_network_ms, op.weight_bytes)
+                warm_bytes = self.profile.network.warm_bytes(op)
+                self._known[key] = _Part(found.latency_ms, found.source, in_network_ms, warm_bytes)
         return [self._known[key] for key in keys]
 
     def _refuse_unknown(self) -> None:
@@ -236,9 +238,10 @@ def _terms(ops: Sequence[OpConfig], profile: DeviceProfile) -> Terms:
 
 
 def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
-    """Weights beyond what the last cache keeps, less those that the kernels' own times have."""
+    """Weights that lone kernels found in a cache, beyond what a cache keeps of the whole network's."""
     network = profile.network
     if profile.kind == "analytic" or not network.c_ms_per_byte:
         return None
     weights = Polynomial.of(ops, lambda op: op.weight_bytes)
-    return Excess(weights, network.c_ms_per_byte, network.cached_bytes, network.alone_bytes)
+    most = numpy.array([most_warm(op, network.alone_bytes) for op in ops])
+    return Excess(weights, network.c_ms_per_byte, network.cached_bytes, most)

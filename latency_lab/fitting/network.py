@@ -5,23 +5,21 @@
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
 absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
-those of a few sizes that leave the networks closest to fits that have not seen them; which cache, the closest to the
-core that does as well as any, but for what may be chance. It states how far each network is from a fit that has not
-seen it.
+those of a few sizes that leave the networks closest to fits that have not seen them. It states how far each network is
+from a fit that has not seen it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
-from latency_lab.profiles.correction import GROUPS, LEAST, bytes_from_memory, group_of
+from latency_lab.profiles.correction import GROUPS, LEAST, group_of, most_warm
 from latency_lab.profiles.layout import with_reorders
 from latency_lab.profiling import Journal
 
@@ -61,15 +59,12 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
     shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
-    weights = [[op.weight_bytes for op in ops] for ops in networks]
-    terms = {
-        (cached, alone): np.column_stack([shared, [bytes_from_memory(each, cached, alone) for each in weights]])
-        for alone, cached in itertools.product(caches_of(journal), CACHED_BYTES)
-        if alone is None or cached <= alone
-    }
+    alone = closest_cache(journal)
+    warm = np.array([sum(min(op.weight_bytes, most_warm(op, alone)) for op in ops) for ops in networks])
+    terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in CACHED_BYTES}
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
     tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
-    kept = closest_cache(tried)
+    kept = min(tried, key=lambda size: float(np.abs(tried[size]).mean()))
     found, residuals = _solve(terms[kept], latency, least_b), tried[kept]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
@@ -78,35 +73,19 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         cold_share=float(found[-3]) if terms[kept][:, len(GROUPS) : 2 * len(GROUPS)].any() else 0.0,
         residuals=tuple(round(float(r), 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
-        cached_bytes=kept[0],
-        alone_bytes=kept[1],
+        cached_bytes=kept,
+        alone_bytes=alone,
     )
 
 
-def closest_cache(errors: Mapping[tuple[float, float | None], Floats]) -> tuple[float, float | None]:
-    """(cached, alone): the smallest `alone` that leaves an error within one standard error of the least, at its best.
+def closest_cache(journal: Journal) -> float | None:
+    """Size of the cache closest to the core that may keep a lone kernel's weights, bytes: not the first level's.
 
-    The rule of L. Breiman et al., "Classification and Regression Trees", 1984: what differs by less is chance. The
-    cache closest to the core is what a lone kernel finds its weights in again, unless networks say otherwise.
-
-    Args:
-        errors: (cached, alone) -> of each network, [n].
-    """
-    mean = {sizes: float(np.abs(found).mean()) for sizes, found in errors.items()}
-    best = min(mean, key=lambda sizes: mean[sizes])
-    most = mean[best] + float(np.abs(errors[best]).std()) / np.sqrt(len(errors[best]))
-    good = [sizes for sizes in mean if mean[sizes] <= most]
-    return min(good, key=lambda sizes: (np.inf if sizes[1] is None else sizes[1], mean[sizes]))
-
-
-def caches_of(journal: Journal) -> list[float] | list[None]:
-    """Sizes of the caches that may keep a lone kernel's weights, the largest first: all but the first level's.
-
-    [None] where the device does not say.
+    None where the device does not say.
     """
     sizes = journal.identity.get("cache_bytes") or {}
-    beyond_first = {float(size) for level, size in sizes.items() if level != "L1"}
-    return sorted(beyond_first or map(float, sizes.values()), reverse=True) or [None]
+    beyond_first = [float(size) for level, size in sizes.items() if level != "L1"]
+    return min(beyond_first or map(float, sizes.values()), default=None)
 
 
 def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:

@@ -23,6 +23,8 @@ blocks come late, as in the published ones: there are the weights, and with them
 _LATE_SHARE = 0.75
 _COMMON = {"inverted": 6, "bottleneck": 4, "separable": 3, "preactivated": 2}
 """How much more often than others some blocks are drawn."""
+_UNITS = (32, 16, 8, 8, 4, 1)
+"""What a network's channels are multiples of, each as often as it stands here."""
 _TRIES = 100
 _SCALINGS = 4
 _NEAR = 0.3
@@ -47,6 +49,10 @@ class _Stack:
     @property
     def macs(self) -> int:
         return sum(op.macs for op, _ in self.nodes)
+
+    @property
+    def parameters(self) -> int:
+        return sum(op.weight_bytes for op, _ in self.nodes) // 4
 
     def round(self, channels: float) -> int:
         """Whole units of channels: at least 8, at most `_MAX_WIDTH`."""
@@ -89,6 +95,7 @@ def random_network(
     rng: np.random.Generator,
     macs: tuple[float, float] = (10e6, 400e6),
     resolutions: Sequence[int] = RESOLUTIONS,
+    parameters: tuple[float, float] = (0.0, np.inf),
 ) -> Network:
     """One network: a stem, stages of blocks of a few kinds at falling resolution and growing width, a head.
 
@@ -96,10 +103,11 @@ def random_network(
         rng: the same generator state gives the same network.
         macs: least and most multiply-adds; the network's are spread evenly between their logarithms.
         resolutions: positions a side of the image, of which one is drawn.
+        parameters: least and most weights.
 
     Returns:
-        the network; widths 8 to 2048 (times 6 inside inverted residuals): multiples of 8 in three networks of five,
-        else of 4 or any. A stage has 1 to 12 blocks; stages follow until 8 positions a side are left.
+        the network; widths 8 to 2048 (times 6 inside inverted residuals) in whole `_UNITS`. A stage has 1 to 12
+        blocks; stages follow until 8 positions a side are left.
 
     Raises:
         UsageError: no network was found within the bounds.
@@ -118,14 +126,19 @@ def random_network(
         for _ in range(_SCALINGS):
             stack = _draw(np.random.default_rng(seed), width, resolutions)
             if low <= stack.macs <= high and abs(np.log(stack.macs / goal)) < _NEAR:
-                return Network(tuple(stack.nodes), f"random {seed}")
+                if parameters[0] <= stack.parameters <= parameters[1]:
+                    return Network(tuple(stack.nodes), f"random {seed}")
+                break
             width *= float(np.sqrt(goal / stack.macs))
-    raise UsageError(f"Found no network of {low:.3g} to {high:.3g} multiply-adds. Give `macs` a wider range.")
+    raise UsageError(
+        f"Found no network of {low:.3g} to {high:.3g} multiply-adds and {parameters[0]:.3g} to {parameters[1]:.3g} "
+        "parameters. Give `macs` or `parameters` a wider range."
+    )
 
 
 def _draw(rng: np.random.Generator, width: float, resolutions: Sequence[int]) -> _Stack:
     """A network whose stem has about this width."""
-    stack = _Stack(int(rng.choice([8, 8, 8, 4, 1])))
+    stack = _Stack(int(rng.choice(_UNITS)))
     size, growth = int(rng.choice(resolutions)), float(rng.uniform(1.5, 2.4))
     act = str(rng.choice(["relu", "relu", "relu6", "hard_swish", "silu", "silu"]))
     names, most = sorted(_BLOCKS), _LATE if rng.random() < _LATE_SHARE else _EVEN

@@ -1,9 +1,9 @@
 """The operations of networks in general: distributions that shapes are drawn from, no network in particular.
 
 Of a convolution or dense operation, the multiply-adds are log-uniform within the bounds of its row in `COMPUTING`, the
-positions uniform over `SIZES`, and the ratio of output to input channels log-uniform between 1/6 and 6; of a
-memory-bound operation, the numbers in the tensor are log-uniform. Channels are multiples of 8 half of the time, of 4 in
-15 %, and anything else. A runtime merges activations, residuals and pads into some kinds: those are drawn too.
+positions uniform over `SIZES`, and the ratio of output to input channels log-uniform between 1/6 and 6 (1/12 and 12 of
+pointwise ones); of a memory-bound operation, the numbers in the tensor are log-uniform. Channels are whole `UNITS`. A
+runtime merges activations, residuals and pads into some kinds: those are drawn too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from latency_lab.ops import ACTIVATIONS, BINARY, OpConfig
 SIZES = (5, 7, 8, 10, 12, 14, 16, 19, 20, 24, 28, 32, 35, 40, 48, 56, 64, 71, 80, 96, 112, 112, 128, 147, 160, 192, 224)
 MOST_CHANNELS = 4096
 MOST_BYTES = 48 << 20
+UNITS = {32: 0.2, 16: 0.15, 8: 0.3, 4: 0.1, 1: 0.25}
+"""What channels are a multiple of, and how often. Published networks have mostly multiples of 16 and 32, which is what
+the vectors of a CPU hold and what a runtime may have its fast kernels for; narrowed ones have anything."""
 BATCHES = (2, 3, 4, 8)
 BATCH_SHARE = 0.04
 TRIES = 400
@@ -128,8 +131,8 @@ def _size(rng: np.random.Generator, most: int = 224, least: int = 5) -> int:
 
 
 def _round(rng: np.random.Generator, channels: float, least: int = 1) -> int:
-    kind = rng.random()
-    unit = 8 if kind < 0.5 else 4 if kind < 0.65 else 1
+    unit = int(rng.choice(list(UNITS), p=list(UNITS.values())))
+    unit = unit if channels >= unit else 1
     return int(max(least, round(channels / unit) * unit))
 
 
@@ -152,7 +155,7 @@ def _image(rng: np.random.Generator, numbers: float, most: int = 224, least: int
 
 def _pointwise(rng: np.random.Generator, macs: float) -> dict[str, Any]:
     size, stride = _size(rng), 2 if rng.random() < 0.08 else 1
-    ins, outs = _pair(rng, macs / (-(-size // stride)) ** 2)
+    ins, outs = _pair(rng, macs / (-(-size // stride)) ** 2, lean=12.0)
     padding = "same" if rng.random() < 0.7 else "valid"
     fields = {"height": size, "width": size, "in_channels": ins, "out_channels": outs, "strides": (stride, stride)}
     return {"kind": "conv2d", "padding": padding, **fields}

@@ -21,7 +21,7 @@ COLD_EVERY = 4
 MICROCONTROLLERS = frozenset({"vela"})
 """Runtimes that mostly small networks are made for."""
 REFINED = 500
-TAKEN_APART, DRAWN_SHARE = 60, 0.3
+TAKEN_APART, DRAWN_SHARE = 50, 0.3
 """Generated networks whose kernels are measured alone as well, and what is left of the draws of such operations: what
 the correction learns from these networks is their doing, and none of it the predictor's; and the shapes are such as
 stand beside one another in networks."""

@@ -1,14 +1,16 @@
 """From lone kernels to a whole network.
 
-    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * (beyond(sum_k weights_k, cached) - sum_k beyond(weights_k, alone))
-    kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms),   beyond(bytes, kept) = max(0, bytes - kept)
+    latency = sum_k (a_g(k) * kernel_ms_k + b) + c * max(0, sum_k warm_k - cached)
+    kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
+    warm_k = min(weights_k, alone) of a kernel at one position, else weights_k
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
 it does, so a is a number for each group of kinds. Of the network's weights a cache keeps some bytes from one run to the
-next; the rest come from beyond it in every run. A lone kernel with more weights than that cache holds reads the rest
-from there in each of its own runs: that is in its time, and is not charged again. The sizes of the caches are read from
-the device; which of them it is, and all else, is fitted on whole networks that were measured there.
+next; the rest come from beyond it in every run. A kernel at one position (dense, squeeze-and-excite) uses each weight
+once: what the cache closest to the core does not hold it reads from beyond alone, too, and that is in its time. One at
+many positions goes over its weights again and again, and finds them close by after the first time. The sizes of the
+caches are read from the device; all else is fitted on whole networks that were measured there.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class NetworkCorrection:
         residuals: predicted/measured - 1 of each calibration network, predicted without it (leave one out).
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
         cached_bytes: of all weights, what the cache keeps from one run to the next.
-        alone_bytes: of a kernel's weights, what it keeps when the kernel runs alone: its size; None: not known, all.
+        alone_bytes: of the weights of a kernel at one position, what a cache keeps when it runs alone; None: all.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -71,13 +73,17 @@ class NetworkCorrection:
         scaled = self.a.get(group_of(op), 1.0) * np.asarray(kernel_ms, np.float64)
         return np.asarray(np.maximum(scaled + self.b_ms, LEAST * scaled))
 
-    def memory_ms(self, weight_bytes: npt.ArrayLike) -> float:
+    def warm_bytes(self, op: OpConfig) -> float:
+        """Weights that a kernel found in a cache when it ran alone."""
+        return min(float(op.weight_bytes), most_warm(op, self.alone_bytes))
+
+    def memory_ms(self, warm_bytes: npt.ArrayLike) -> float:
         """What reading a network's weights from memory adds to the times of its kernels, ms.
 
         Args:
-            weight_bytes: of each of its kernels, [n].
+            warm_bytes: of each of its kernels, [n].
         """
-        return self.c_ms_per_byte * bytes_from_memory(weight_bytes, self.cached_bytes, self.alone_bytes)
+        return self.c_ms_per_byte * max(float(np.sum(warm_bytes)) - self.cached_bytes, 0.0)
 
     def latency_ms(self, ops: Sequence[OpConfig], kernel_ms: npt.ArrayLike) -> float:
         """Latency of a network of these kernels, ms.
@@ -88,21 +94,20 @@ class NetworkCorrection:
         """
         times = np.asarray(kernel_ms, np.float64)
         parts = [self.per_kernel_ms(op, ms) for op, ms in zip(ops, times, strict=True)]
-        return float(np.sum(parts)) + self.memory_ms([op.weight_bytes for op in ops])
+        return float(np.sum(parts)) + self.memory_ms([self.warm_bytes(op) for op in ops])
 
 
-def bytes_from_memory(weight_bytes: npt.ArrayLike, cached_bytes: float, alone_bytes: float | None) -> float:
-    """Bytes of weights that a network reads from memory and its lone kernels did not.
+def most_warm(op: OpConfig, alone_bytes: float | None) -> float:
+    """How many weights a kernel of these positions can find in a cache when it runs alone, bytes; infinity: any.
 
     Args:
-        weight_bytes: of each kernel, [n].
-        cached_bytes, alone_bytes: as in `NetworkCorrection`.
+        op: the kernel, at any width.
+        alone_bytes: as in `NetworkCorrection`.
 
     Example:
-        >>> from latency_lab.profiles.correction import bytes_from_memory
-        >>> bytes_from_memory([3.0, 4.0, 12.0], cached_bytes=5.0, alone_bytes=10.0)
-        12.0
+        >>> from latency_lab.ops import OpConfig
+        >>> from latency_lab.profiles.correction import most_warm
+        >>> [most_warm(OpConfig("conv2d", height=size, width=size), 2e6) for size in (1, 7)]
+        [2000000.0, inf]
     """
-    weights = np.asarray(weight_bytes, np.float64)
-    alone = 0.0 if alone_bytes is None else np.maximum(weights - alone_bytes, 0.0).sum()
-    return float(max(weights.sum() - cached_bytes, 0.0) - alone)
+    return float(alone_bytes) if alone_bytes is not None and op.output_positions == 1 else np.inf

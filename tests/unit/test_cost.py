@@ -24,7 +24,7 @@ CORRECTION = NetworkCorrection(
     c_ms_per_byte=1e-7,
     half_width=0.05,
     cached_bytes=2e3,
-    alone_bytes=3e3,
+    alone_bytes=1e3,
 )
 
 

@@ -8,7 +8,7 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, caches_of, closest_cache, conformal_quantile, leave_one_out
+from latency_lab.fitting.network import CACHED_BYTES, closest_cache, conformal_quantile, leave_one_out
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
@@ -144,13 +144,16 @@ def test_a_call_never_takes_all_of_an_operation(tmp_path):
     assert cheap.low_ms <= cheap.latency_ms <= cheap.high_ms
 
 
-def test_weights_beyond_the_cache_are_not_charged_again():
+def test_weights_that_a_lone_kernel_read_from_beyond_the_cache_are_not_charged_again():
     plain, cached = (NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=size) for size in (0.0, 2e6))
     assert [plain.memory_ms([1e6]), plain.memory_ms([1e6, 3e6])] == pytest.approx([1.0, 4.0])
     assert [cached.memory_ms([1e6]), cached.memory_ms([1e6, 3e6])] == pytest.approx([0.0, 2.0])
     alone = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e6, alone_bytes=5e6)
-    assert alone.memory_ms([4e6, 3e6]) == pytest.approx(5.0)
-    assert alone.memory_ms([4e6, 9e6]) == pytest.approx(7.0), "4 of the 9 are in the kernel's own time"
+    small, large = (OpConfig("dense", in_channels=1000, out_channels=n, use_bias=False) for n in (1000, 2250))
+    many = OpConfig("conv2d", height=7, width=7, in_channels=1000, out_channels=2250, use_bias=False)
+    assert [alone.warm_bytes(op) for op in (small, large, many)] == [4e6, 5e6, 9e6]
+    assert [plain.warm_bytes(op) for op in (small, large, many)] == [4e6, 9e6, 9e6]
+    assert alone.latency_ms([large, many], [1.0, 2.0]) == pytest.approx(1.0 + 2.0 + 5.0 + 9.0 - 2.0)
     assert list(NetworkCorrection(b_ms=-1.0).per_kernel_ms(CONV, [10.0, 0.5])) == pytest.approx([9.0, 0.05])
 
 
@@ -166,15 +169,6 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
             terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), beyond])
             errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
         assert min(errors, key=errors.get) == true
-
-
-def test_of_caches_that_explain_as_much_the_closest_to_the_core_is_taken():
-    close, far = np.array([0.03, -0.05, 0.04, 0.02]), np.array([0.2, -0.3, 0.1, 0.2])
-    errors = {(0.0, 2e6): close + 0.001, (64e6, 3e8): close, (0.0, 3e8): close + 0.002}
-    assert closest_cache(errors) == (0.0, 2e6)
-    assert closest_cache({**errors, (2e6, 2e6): close}) == (2e6, 2e6)
-    assert closest_cache({**errors, (0.0, 2e6): far}) == (64e6, 3e8)
-    assert closest_cache({(4e6, None): close, (0.0, None): far}) == (4e6, None)
 
 
 def test_chord_stands_on_step_edges_from_zero(profile):
@@ -311,9 +305,9 @@ def test_unknown_runtime_of_networks_is_no_surprise(tmp_path):
 
 @pytest.mark.parametrize(
     ("sizes", "found"),
-    [({"L1": 1 << 15, "L2": 1 << 20, "L3": 1 << 25}, [1 << 25, 1 << 20]), ({"L1": 1 << 15}, [1 << 15]), ({}, [None])],
+    [({"L1": 1 << 15, "L2": 1 << 20, "L3": 1 << 25}, 1 << 20), ({"L1": 1 << 15}, 1 << 15), ({}, None)],
 )
-def test_weights_may_be_kept_by_any_cache_but_the_first(tmp_path, sizes, found):
+def test_lone_weights_are_kept_by_the_closest_cache_but_the_first(tmp_path, sizes, found):
     journal = Journal(tmp_path / "j.jsonl")
     journal.identity = {"cache_bytes": sizes}
-    assert caches_of(journal) == found
+    assert closest_cache(journal) == found
