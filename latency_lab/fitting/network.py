@@ -5,14 +5,14 @@
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
 absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
-those of a few sizes that leave the networks closest to fits that have not seen them. It states how far each network is
-from a fit that has not seen it.
+those of a few sizes that leave the networks closest to fits that have not seen them: the fewest that do, but for what
+may be chance. It states how far each network is from a fit that has not seen it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in CACHED_BYTES}
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
     tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
-    kept = min(tried, key=lambda size: float(np.abs(tried[size]).mean()))
+    kept = fewest(tried)
     found, residuals = _solve(terms[kept], latency, least_b), tried[kept]
     return NetworkCorrection(
         a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
@@ -76,6 +76,21 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         cached_bytes=kept,
         alone_bytes=alone,
     )
+
+
+def fewest(errors: Mapping[float, Floats]) -> float:
+    """The smallest size that leaves an error within one standard error of the least.
+
+    The rule of L. Breiman et al., "Classification and Regression Trees", 1984: what differs by less is chance. A cache
+    that keeps much frees small networks from what their weights cost, and few of the generated ones are small.
+
+    Args:
+        errors: size -> predicted / measured - 1 of each network, [n].
+    """
+    mean = {size: float(np.abs(found).mean()) for size, found in errors.items()}
+    best = min(mean, key=lambda size: mean[size])
+    most = mean[best] + float(np.abs(errors[best]).std()) / np.sqrt(len(errors[best]))
+    return min(size for size in mean if mean[size] <= most)
 
 
 def closest_cache(journal: Journal) -> float | None:

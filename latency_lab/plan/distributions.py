@@ -161,6 +161,17 @@ def _pointwise(rng: np.random.Generator, macs: float) -> dict[str, Any]:
     return {"kind": "conv2d", "padding": padding, **fields}
 
 
+def _late(rng: np.random.Generator, macs: float) -> dict[str, Any]:
+    """A convolution where networks have most of their weights: few positions, many channels.
+
+    Whether they fit the cache closest to the core makes a third of the time, and where it does depends on the shape.
+    """
+    size, rows = _size(rng, 28, 7), 1 if rng.random() < 0.65 else 3
+    ins, outs = _pair(rng, macs / size**2 / rows**2, lean=12.0 if rows == 1 else 3.0)
+    shape = {"height": size, "width": size, "in_channels": ins, "out_channels": outs}
+    return {"kind": "conv2d", **shape, "kernel_size": (rows, rows), "padding": "same"}
+
+
 def _squeezed(rng: np.random.Generator, macs: float) -> dict[str, Any]:
     """A 1x1 convolution of one position, as in squeeze-and-excite."""
     ins, outs = _pair(rng, macs, lean=24.0)
@@ -250,6 +261,7 @@ def _dense_at_positions(rng: np.random.Generator, macs: float) -> dict[str, Any]
 
 COMPUTING: Mapping[str, Row] = {
     "pointwise": Row(850, 3e4, 4e8, _pointwise),
+    "late": Row(250, 1e7, 4e8, _late),
     "squeezed": Row(130, 1e2, 1e6, _squeezed),
     "conv": Row(750, 1e5, 6e8, _conv),
     "stem": Row(70, 1e6, 2e8, _stem),

@@ -8,7 +8,7 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, closest_cache, conformal_quantile, leave_one_out
+from latency_lab.fitting.network import CACHED_BYTES, closest_cache, conformal_quantile, fewest, leave_one_out
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
@@ -169,6 +169,13 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
             terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), beyond])
             errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
         assert min(errors, key=errors.get) == true
+
+
+def test_of_sizes_that_explain_as_much_the_smallest_is_taken():
+    close, far = np.array([0.03, -0.05, 0.04, 0.02]), np.array([0.2, -0.3, 0.1, 0.2])
+    assert fewest({0.0: far, 2e6: close + 0.001, 64e6: close}) == 2e6
+    assert fewest({0.0: far, 2e6: far / 2, 64e6: close}) == 64e6
+    assert fewest({0.0: close}) == 0.0
 
 
 def test_chord_stands_on_step_edges_from_zero(profile):
