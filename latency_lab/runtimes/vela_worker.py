@@ -84,12 +84,15 @@ class Layer:
         on_npu: whether the NPU runs it, not the CPU.
         cycles: the estimate; 0 on the CPU, and where it is part of another.
         name: of its output tensor.
+        copies: whether it is a copy; one of an input, before the convolution that reads it, goes by the convolution's
+            operator.
     """
 
     operator: str
     on_npu: bool
     cycles: int
     name: str
+    copies: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,23 +158,30 @@ def layers_of(text: str) -> list[Layer]:
             on_npu=row[at["Target"]] == "NPU",
             cycles=int(row[at["Op Cycles"]]),
             name=",".join(row[at["Name"] :]),
+            copies=row[at["NNG Operator"]] == "MemoryCopy",
         )
         for row in rows
     ]
 
 
 def without_context(found: Estimate, before: int, after: int) -> Estimate:
-    """The estimate less that of 1x1 convolutions and dense layers before and after.
+    """The estimate less that of 1x1 convolutions and dense layers before and after, each with copies of its inputs.
 
     Raises:
         RuntimeError: the compiled model does not begin and end with them.
     """
-    end = len(found.layers) - after
-    around = [*found.layers[:before], *found.layers[end:]]
-    if end < before or any(layer.operator not in CONTEXT for layer in around):
+    groups: list[list[Layer]] = [[]]
+    for layer in found.layers:
+        groups[-1].append(layer)
+        if not (layer.copies and layer.operator in CONTEXT):
+            groups.append([])
+    groups = [group for group in groups if group]
+    end = len(groups) - after
+    around = [*groups[:before], *groups[end:]]
+    if end < before or any(group[-1].operator not in CONTEXT for group in around):
         names = ", ".join(layer.operator for layer in found.layers)
         raise RuntimeError(f"Vela does not keep what is around the operation apart: {names}")
-    layers = found.layers[before:end]
+    layers = tuple(layer for group in groups[before:end] for layer in group)
     return Estimate(layers, found.clock_hz, sum(layer.cycles for layer in layers))
 
 

@@ -89,6 +89,14 @@ def test_estimates_are_exact(cycles, runtime, conv, whole):
     assert (cycles(Network.of(CONV), runtime), cycles(NET, runtime)) == (conv, whole)
 
 
+def test_what_is_copied_nearer_for_the_context_is_no_part_of_the_operation(cycles):
+    """Vela copies the input of the convolution before it to SRAM first, on Ethos-U85."""
+    op = OpConfig(
+        "depthwise_conv2d", height=14, width=14, in_channels=256, out_channels=256, kernel_size=(3, 3), dtype="int8"
+    )
+    assert cycles(Network.of(op), "vela:ethos-u85-256") == 19860
+
+
 @pytest.mark.parametrize(
     ("runtime", "whole", "copy"),
     [("vela:ethos-u55-128", 91812, 37912), ("vela:ethos-u65-512", 27685, 9616), ("vela:ethos-u85-256", 75653, 19960)],

@@ -25,6 +25,11 @@ def test_a_table_is_read_by_its_header_and_a_name_may_hold_commas():
     assert layers_of(TABLE)[1] == Layer("Add", True, 40, "op1;a,b")
 
 
+def test_a_copy_in_a_table_is_known_by_what_the_compiler_makes_of_it():
+    row = TABLE.splitlines()[1].replace("Conv2D,Conv2D", "Conv2D,MemoryCopy")
+    assert layers_of("\n".join([TABLE.splitlines()[0], row])) == [Layer("Conv2D", True, 100, "op0", copies=True)]
+
+
 def test_cycles_become_milliseconds_at_the_clock():
     found = block(estimate_of(*layers_of(TABLE)))
     assert found["cycles"] == 147
@@ -43,6 +48,15 @@ def test_context_that_the_compiler_moved_is_refused():
         without_context(estimate_of(*rows[1:]), 1, 1)
     with pytest.raises(RuntimeError, match="apart: Conv2D"):
         without_context(estimate_of(rows[0]), 1, 1)
+
+
+def test_a_copy_of_an_input_belongs_to_the_convolution_that_reads_it():
+    copy, conv, pad = Layer("Conv2D", True, 30, "", True), Layer("Conv2D", True, 7, ""), Layer("Pad", True, 5, "", True)
+    assert without_context(estimate_of(copy, conv, pad, copy, conv), 1, 1).cycles == 5
+    assert without_context(estimate_of(copy, conv, copy, conv, conv), 1, 1).cycles == 37
+    assert without_context(estimate_of(copy, conv, conv), 0, 1).cycles == 37
+    with pytest.raises(RuntimeError, match="apart: Conv2D, Conv2D"):
+        without_context(estimate_of(copy, conv), 1, 1)
 
 
 def test_an_operator_on_the_cpu_is_named_and_never_counted_as_nothing():
