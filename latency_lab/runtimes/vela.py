@@ -5,6 +5,10 @@ small memory of its own is the large, slow one: a sum over lone operations came 
 of the network on Ethos-U65 and U85. So a lone operation is compiled between others as networks have them, 1x1
 convolutions of images and dense layers of vectors, and its own rows of the compiler's table alone count. What comes
 before also hides the time in which an operation's first weights are read.
+
+Arithmetic with constants is never behind a convolution, whose weights and bias would have taken it in: it stands behind
+a concatenation. That matters on Ethos-U85, where Vela chains arithmetic onto what makes its operand, whose row then has
+the cycles of both, and not onto a concatenation.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from latency_lab.errors import UsageError
-from latency_lab.ops import Network, OpConfig
+from latency_lab.ops import BINARY, Network, OpConfig
 from latency_lab.runtimes import base
 from latency_lab.runtimes.litert import LiteRT
 from latency_lab.runtimes.vela_worker import DEFAULT, Target, context_mark
@@ -25,6 +29,8 @@ _CONTEXT_SHARE, _CONTEXT_CHANNELS = 4, (8, 64)
 """What is before and after has a fourth of the channels, within these limits."""
 _LUTS = ("hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "tanh")
 """Activations that are one look-up, which the NPU does on the way out of a convolution."""
+_BRICK = 16
+"""Channels that lie together in the layout Vela prefers. A concatenation that splits them is in the slower one."""
 _COPY = "concatenate+copy"
 """Seen in what Vela 5.2 makes of concatenations: the copy takes the cycles of an average pooling of one position."""
 
@@ -113,7 +119,9 @@ class Vela:
 def in_context(op: OpConfig) -> tuple[Network, int, int]:
     """The operation between 1x1 convolutions or dense layers, and how many of these are before and after it.
 
-    Tensors of at most 4 channels and floats have none: such are a network's input.
+    Tensors of at most 4 channels and floats have none: such are a network's input. What is before arithmetic with
+    constants on at least 32 channels is two convolutions or dense layers and their concatenation, which is no row of
+    Vela's table.
 
     Example:
         >>> image = {"height": 8, "width": 8, "in_channels": 16, "out_channels": 16}
@@ -128,15 +136,31 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
         if op.kind == "quantize" or not _has_neighbour(shape):
             sources.append(-1 - k)
             continue
-        sources.append(len(nodes))
-        nodes.append((_neighbour(shape, _context_channels(shape), shape[-1]), (-1 - k,)))
-    before = len(nodes)
+        nodes += _makers(shape, len(nodes), -1 - k, joined=_by_constants(op))
+        sources.append(len(nodes) - 1)
+    before = sum(node.kind != "concatenate" for node, _ in nodes)
     nodes.append((op, tuple(sources)))
+    index = len(nodes) - 1
     output = shapes.outputs[-1]
     after = op.kind != "dequantize" and _has_neighbour(output)
     if after:
-        nodes.append((_neighbour(output, output[-1], _context_channels(output)), (before,)))
+        nodes.append((_neighbour(output, output[-1], _context_channels(output)), (index,)))
     return Network(tuple(nodes)), before, int(after)
+
+
+def _by_constants(op: OpConfig) -> bool:
+    return op.kind == "batch_norm" or (op.kind in BINARY and op.operands == 1)
+
+
+def _makers(shape: base.Shape, first: int, source: int, joined: bool) -> list[tuple[OpConfig, tuple[int, ...]]]:
+    """What makes a tensor, the last of these nodes: `first` is the index of the first, `source` what they read."""
+    inner, channels = _context_channels(shape), shape[-1]
+    part = channels // 2 // _BRICK * _BRICK
+    if not joined or not part:
+        return [(_neighbour(shape, inner, channels), (source,))]
+    parts = [_neighbour(shape, inner, width) for width in (part, channels - part)]
+    join = dataclasses.replace(parts[0], kind="concatenate", in_channels=channels, out_channels=channels, operands=2)
+    return [(parts[0], (source,)), (parts[1], (source,)), (join, (first, first + 1))]
 
 
 def _has_neighbour(shape: base.Shape) -> bool:

@@ -97,6 +97,14 @@ def test_what_is_copied_nearer_for_the_context_is_no_part_of_the_operation(cycle
     assert cycles(Network.of(op), "vela:ethos-u85-256") == 19860
 
 
+@pytest.mark.parametrize(("kind", "cycles_of"), [("multiply", 25088), ("add", 25088), ("batch_norm", 50176)])
+def test_arithmetic_with_constants_is_not_chained_onto_its_context(cycles, kind, cycles_of):
+    """On Ethos-U85 a sum is chained onto a product, whose row has the cycles of both; neither onto a concatenation."""
+    broadcast = {} if kind == "batch_norm" else {"broadcast": "channels"}
+    op = OpConfig(kind, height=14, width=14, in_channels=512, out_channels=512, dtype="int8", **broadcast)
+    assert cycles(Network.of(op), "vela:ethos-u85-256") == cycles_of
+
+
 @pytest.mark.parametrize(
     ("runtime", "whole", "copy"),
     [("vela:ethos-u55-128", 91812, 37912), ("vela:ethos-u65-512", 27685, 9616), ("vela:ethos-u85-256", 75653, 19960)],

@@ -111,6 +111,24 @@ def test_context_has_a_fourth_of_the_channels():
 
 
 @pytest.mark.parametrize(
+    ("channels", "kinds", "parts"),
+    [
+        (64, ["conv2d", "conv2d", "concatenate", "multiply", "conv2d"], [32, 32]),
+        (48, ["conv2d", "conv2d", "concatenate", "multiply", "conv2d"], [16, 32]),
+        (24, ["conv2d", "multiply", "conv2d"], [24]),
+    ],
+)
+def test_arithmetic_with_constants_stands_behind_a_concatenation_of_whole_bricks(channels, kinds, parts):
+    op = OpConfig(
+        "multiply", height=8, width=8, in_channels=channels, out_channels=channels, broadcast="channels", dtype="int8"
+    )
+    network, before, after = in_context(op)
+    assert [node.kind for node, _ in network.nodes] == kinds
+    assert [node.out_channels for node, _ in network.nodes[:before]] == parts
+    assert (before, after) == (len(parts), 1)
+
+
+@pytest.mark.parametrize(
     ("op", "around"),
     [
         (OpConfig("conv2d", height=64, width=64, in_channels=3, out_channels=16, dtype="int8"), (0, 1)),
