@@ -29,7 +29,7 @@ def measured_ops(journal: Journal) -> list[Measured]:
     """Every lone operation of a journal that has at least one block, in order.
 
     What the operation does not do itself is taken off its time: the context that its model has, if it has one
-    (`Runtime.context_of`; without a time of that it is left out), or the call, where calls cost much: the time of the
+    (`Runtime.contexts_of`; without a time of that it is left out), or the call, where calls cost much: the time of the
     cheapest.
     """
     runtime, found = runtimes.get(journal.identity["runtime"]), []
@@ -37,9 +37,10 @@ def measured_ops(journal: Journal) -> list[Measured]:
     lone = {task.network.nodes[0][0]: journal.statistic(key) for key, task in tasks}
     call_ms = min((s.latency_ms for s in lone.values()), default=0.0) if runtime.pays_for_calls else 0.0
     for op, s in lone.items():
-        context = runtime.context_of(op)
-        if context is None or context in lone:
-            found.append(Measured(op, _point(op, s, call_ms if context is None else lone[context].latency_ms)))
+        contexts = runtime.contexts_of(op)
+        if all(context in lone for context in contexts):
+            taken_ms = sum(lone[context].latency_ms for context in contexts) if contexts else call_ms
+            found.append(Measured(op, _point(op, s, taken_ms)))
     return found
 
 

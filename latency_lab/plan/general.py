@@ -109,7 +109,7 @@ def lone_and_whole(ops: Sequence[OpConfig], networks: Sequence[Network], runtime
     With them go the contexts of operations that have one, and where calls cost much an operation that costs no more.
     """
     engine = runtimes.get(runtime)
-    contexts = [context for op in ops if (context := engine.context_of(op)) is not None]
+    contexts = [context for op in ops for context in engine.contexts_of(op)]
     calls = [in_type(CALL, ops[0].dtype)] if engine.pays_for_calls and ops else []
     every = dict.fromkeys([*ops, *contexts, *calls])
     lone = [Task(Network.of(op), "op", engine.times_kernels and i % COLD_EVERY == 0) for i, op in enumerate(every)]

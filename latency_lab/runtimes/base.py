@@ -83,8 +83,8 @@ class Runtime(Protocol):
         """
         ...
 
-    def context_of(self, op: OpConfig) -> OpConfig | None:
-        """What the model of this operation alone has before it, to be taken off its time; None: nothing."""
+    def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
+        """What the model of this operation alone has before it, or before and after, to be taken off its time."""
         ...
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
@@ -124,9 +124,12 @@ def device_and_options(runtime: str, device: str) -> tuple[str, dict[str, str]]:
 
 
 def in_context(runtime: Runtime, network: Network) -> Network:
-    """A lone operation behind its context (`Runtime.context_of`), where it has one; any other network as it is."""
-    context = runtime.context_of(network.nodes[0][0]) if len(network.nodes) == 1 else None
-    return network if context is None else Network(((context, (-1,)), (network.nodes[0][0], (0,))), network.name)
+    """A lone operation in its context (`Runtime.contexts_of`), where it has one; any other network as it is."""
+    contexts = runtime.contexts_of(network.nodes[0][0]) if len(network.nodes) == 1 else ()
+    if not contexts:
+        return network
+    chain = (contexts[0], network.nodes[0][0], *contexts[1:])
+    return Network(tuple((op, (i - 1,)) for i, op in enumerate(chain)), network.name)
 
 
 def check(runtime: Runtime, network: Network) -> None:

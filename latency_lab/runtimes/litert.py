@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ _COMPILED_ALONE = (
     "has no profile. A .tflite file that edgetpu_compiler wrote can be measured and compared: latency-lab measure and "
     "latency-lab compare."
 )
+SHORT_ROW = 8
+"""Channels that fill no vector register."""
 _READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
 """Activations whose int8 kernels refuse negative numbers."""
 
@@ -125,6 +128,7 @@ class LiteRT:
             MissingRuntimeError: ai-edge-litert is not installed.
         """
         base.check(self, network)
+        network = base.in_context(self, network)
         if base.in_float16(network):
             return self.build(network.of_type("float32")) + worker.FLOAT16_MARK
         shapes = base.tensor_shapes(network)
@@ -144,9 +148,18 @@ class LiteRT:
             writer.rename(outputs[-1], f"op{i}")
         return writer.to_bytes(inputs, [outputs[i] for i in network.outputs])
 
-    def context_of(self, op: OpConfig) -> OpConfig | None:
-        """Nothing."""
-        return None
+    def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
+        """On the CPU, a number for each of few channels, as images are normalised by, between two products by a number.
+
+        Inside of a network XNNPACK computes it in place, where each of its short rows waits for the one before to be
+        written: three times as long as from one buffer into another.
+        """
+        by_channels = op.kind in BINARY and op.operands == 1 and op.broadcast == "channels" and op.depth == 1
+        short = by_channels and op.dtype == "float32" and op.in_channels < SHORT_ROW and op.height * op.width > 1
+        if self.device or not short:
+            return ()
+        scale = dataclasses.replace(op, kind="multiply", broadcast="scalar", activation=None)
+        return (scale, scale)
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

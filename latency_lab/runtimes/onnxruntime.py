@@ -145,9 +145,10 @@ class OnnxRuntime:
             return half_onnx(_onnx_bare.build(whole.of_type("float32"), self._on_openvino))
         return _onnx_bare.build(whole, self._on_openvino)
 
-    def context_of(self, op: OpConfig) -> OpConfig | None:
+    def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
         """On OpenVINO, a convolution before what takes the layout of its input."""
-        return _openvino.context_of(op) if self._on_openvino else None
+        context = _openvino.context_of(op) if self._on_openvino else None
+        return () if context is None else (context,)
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

@@ -142,9 +142,9 @@ class TensorFlow:
             last = [tf.identity(outputs[i], f"output{k}").op.name for k, i in enumerate(network.outputs)]
         return bytes(needed(graph.as_graph_def(), last).SerializeToString())
 
-    def context_of(self, op: OpConfig) -> OpConfig | None:
+    def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
         """Nothing."""
-        return None
+        return ()
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

@@ -105,9 +105,9 @@ class Vela:
         wrapped, before, after = in_context(network.nodes[0][0])
         return _LITERT.build(wrapped) + context_mark(before, after)
 
-    def context_of(self, op: OpConfig) -> OpConfig | None:
+    def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
         """Nothing."""
-        return None
+        return ()
 
     def reason_unsupported(self, op: OpConfig) -> str | None:
         """None if the operation can be built, else why not, in a sentence."""

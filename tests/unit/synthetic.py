@@ -28,9 +28,8 @@ def op_ms(op):
 
 
 def lone_ms(op, runtime):
-    """With what the runtime has before the operation."""
-    context = runtimes.get(runtime).context_of(op)
-    return op_ms(op) + (op_ms(context) if context else 0.0)
+    """With what the runtime has around the operation."""
+    return op_ms(op) + sum(map(op_ms, runtimes.get(runtime).contexts_of(op)))
 
 
 def network_ms(network, fusions):

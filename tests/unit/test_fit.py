@@ -124,7 +124,7 @@ def test_where_calls_cost_more_than_the_work_the_cheapest_operation_says_how_muc
 def test_what_stands_before_a_lone_operation_is_taken_off(tmp_path):
     runtime = "onnxruntime:OpenVINOExecutionProvider"
     pools = [OpConfig("max_pool", height=14, width=14).with_channels(c, c) for c in (16, 32, 48)]
-    contexts = [runtimes.get(runtime).context_of(pool) for pool in pools]
+    contexts = [context for pool in pools for context in runtimes.get(runtime).contexts_of(pool)]
     ops = [CALL, *pools, *contexts[:2]]
     journal = write_journal(tmp_path / "j.jsonl", [Task(Network.of(op)) for op in ops], call_ms=0.01, runtime=runtime)
     found = {m.op: m.point.latency_ms for m in measured_ops(journal)}

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from latency_lab import runtimes
 from latency_lab.errors import UnsupportedOpError, UsageError
@@ -294,13 +297,13 @@ def test_a_lone_operation_on_openvino_comes_and_goes_channels_last_as_in_a_netwo
 @pytest.mark.parametrize("op", [POOL, image("max_pool"), image("pad", padding=((1, 1), (1, 1)))])
 def test_what_takes_the_layout_of_its_input_stands_behind_a_convolution_on_openvino(op):
     openvino, cuda = runtimes.get("onnxruntime:openvino"), runtimes.get("onnxruntime:cuda")
-    context = openvino.context_of(op)
+    (context,) = openvino.contexts_of(op)
     assert (context.kind, context.in_channels, context.out_channels) == ("conv2d", 1, op.in_channels)
     inputs, _, kinds = shapes_of_file(openvino.build(Network.of(op)))
     assert inputs == [(1, 8, 8, 1)]
     assert kinds.count("Conv") == 1
-    assert cuda.context_of(op) is None
-    assert openvino.context_of(CONV) is None
+    assert cuda.contexts_of(op) == ()
+    assert openvino.contexts_of(CONV) == ()
 
 
 def test_openvino_merges_by_rules_of_its_own():
@@ -312,7 +315,20 @@ def test_openvino_merges_by_rules_of_its_own():
     assert "conv2d+add" not in on_loading
     assert runtimes.get("onnxruntime:openvino,device_type=CPU").fusions("float32") == (before, on_loading)
     assert on_gpu.fusions("float32") == cuda.fusions("float32")
-    assert on_gpu.context_of(POOL) is None
+    assert on_gpu.contexts_of(POOL) == ()
     assert cuda.fusions("float32") == plain.fusions("float32")
     assert "conv2d+hard_swish" not in plain.fusions("float32")[1]
     assert [runtime.pays_for_calls for runtime in (plain, cuda, on_gpu)] == [False, True, True]
+
+
+@pytest.mark.parametrize(("channels", "kinds"), [(3, ["MUL", "SUB", "MUL"]), (8, ["SUB"])])
+def test_litert_normalises_images_in_place_as_inside_of_a_network(channels, kinds):
+    litert = runtimes.get("litert")
+    op = OpConfig("subtract", height=8, width=8, in_channels=channels, out_channels=channels, broadcast="channels")
+    scale = OpConfig("multiply", height=8, width=8, in_channels=channels, out_channels=channels, broadcast="scalar")
+    assert litert.contexts_of(op) == ((scale, scale) if len(kinds) > 1 else ())
+    assert runtimes.get("litert:gpu").contexts_of(op) == ()
+    assert litert.contexts_of(scale) == litert.contexts_of(replace(op, height=1, width=1)) == ()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(litert.build(Network.of(op)), 0))
+    codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in model.subgraphs[0].operators]
+    assert codes == [getattr(schema.BuiltinOperator, kind) for kind in kinds]
