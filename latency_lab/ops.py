@@ -68,6 +68,8 @@ ACTIVATIONS = frozenset(
     }
 )
 """What an "activation" operation does to each number; those of a network, and the arithmetic that exports leave."""
+SHORT_ROW = 8
+"""Channels that fill no vector register."""
 BROADCASTS = ("", "channels", "positions", "scalar", "innermost")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -450,6 +452,18 @@ class Network:
             raise FileFormatError(
                 f"Not a network: {error!r}. Expected name and nodes [[operation, inputs], ...]."
             ) from error
+
+
+def has_short_rows(op: OpConfig) -> bool:
+    """Whether a constant has a number for each of channels so few, more than one, that they fill no vector register.
+
+    Example:
+        >>> image = {"height": 32, "width": 32, "broadcast": "channels"}
+        >>> [has_short_rows(OpConfig("add", in_channels=n, out_channels=n, **image)) for n in (1, 3, 32)]
+        [False, True, False]
+    """
+    by_channels = op.kind in BINARY and op.operands == 1 and op.broadcast == "channels"
+    return by_channels and 1 < op.in_channels < SHORT_ROW and op.height * op.width > 1
 
 
 def _same_pads(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

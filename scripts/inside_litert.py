@@ -2,7 +2,8 @@
 
     .venv/bin/python scripts/inside_litert.py --profile P -o inside.json MODEL.tflite ...
 
-For each class of kernels: its share of the networks' time, and the ratio of the two times. One thread, float32, on the
+For each class of kernels: its share of the networks' time, the ratio of the two times, and by how much they differ
+for each MB of weights. One thread, float32, on the
 CPU. XNNPACK tells the time of each of its operators to LiteRT's profiler, which no Python interface of ai-edge-litert
 2.3 has: it is read through the C library that the package brings. Convolutions and dense layers are XNNPACK's in the
 order of the file, one to one; of all else only the sum is known.
@@ -135,11 +136,12 @@ class Network:
 
 
 class Part(NamedTuple):
-    """A kernel, or all that do not compute: ms inside, and alone by the profile."""
+    """A kernel, or all that do not compute: ms inside, and alone by the profile; its weights."""
 
     name: str
     inside_ms: float
     alone_ms: float
+    weight_bytes: int = 0
 
 
 def parts(path: Path, profile: DeviceProfile) -> list[Part]:
@@ -163,7 +165,7 @@ def parts(path: Path, profile: DeviceProfile) -> list[Part]:
         raise RuntimeError(f"{path}: {len(computing)} convolutions and dense layers, XNNPACK ran {len(theirs)}")
     began = np.cumsum(theirs) - theirs
     found = [
-        Part(class_of(op, at), inside, ms)
+        Part(class_of(op, at), inside, ms, op.weight_bytes)
         for (op, ms), inside, at in zip(computing, theirs, began.tolist(), strict=True)
     ]
     others = sum(times) - sum(theirs)
@@ -182,16 +184,19 @@ def class_of(op: OpConfig, at_ms: float) -> str:
 
 
 def summary(found: Mapping[str, Sequence[Part]]) -> dict[str, dict[str, float]]:
-    """Class -> its share of a network's time, and inside over alone; each network counts alike."""
-    rows: dict[str, list[tuple[float, float]]] = {}
+    """Class -> its share of a network's time, inside over alone (each network counts alike), what a MB adds in us."""
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
     for network in found.values():
         whole = sum(part.inside_ms for part in network)
         for part in network:
-            rows.setdefault(part.name, []).append((part.inside_ms / whole, part.alone_ms / whole))
-    sums = {name: np.sum(row, axis=0) for name, row in sorted(rows.items())}
+            more_us, megabytes = 1e3 * (part.inside_ms - part.alone_ms), part.weight_bytes / 1e6
+            row = (part.inside_ms / whole, part.alone_ms / whole, more_us, megabytes)
+            rows.setdefault(part.name, []).append(row)
+    sums = {name: np.sum(row, axis=0).tolist() for name, row in sorted(rows.items())}
     return {
-        name: {"share": round(float(inside) / len(found), 4), "inside_over_alone": round(float(inside / alone), 3)}
-        for name, (inside, alone) in sums.items()
+        name: {"share": round(inside / len(found), 4), "inside_over_alone": round(inside / alone, 3)}
+        | ({"us_a_mb": round(more_us / megabytes, 1)} if megabytes else {})
+        for name, (inside, alone, more_us, megabytes) in sums.items()
     }
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from latency_lab.fitting.boosting import fit_trees
 from latency_lab.fitting.points import Measured
+from latency_lab.ops import has_short_rows
 from latency_lab.profiles.features import features, work
 from latency_lab.profiles.predictor import Predictor, hull_point, regime
 
@@ -26,16 +27,20 @@ def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, in
 
     Families of `MIN_FAMILY` points or more get coefficients of their own, those of `MIN_SCALED` or more the kind's
     times one number: a runtime may have no fast kernel for a family of few, and to the trees these would be outliers.
-    Regimes likewise, from their family's. Trees need `MIN_TREES` points.
+    Regimes likewise, from their family's; rows of few channels, which take many times as long, count in their own
+    alone. Trees need `MIN_TREES` points.
     """
     ops = [m.op for m in measured]
     latency_ms = np.array([m.point.latency_ms for m in measured])
     families = np.array([op.family for op in ops])
     terms = work(ops, quanta)
-    coefficients = {"": _relative_nnls(terms, latency_ms)}
-    for names, least in ((families, MIN_FAMILY), (np.array([regime(op, block) for op in ops]), MIN_REGIME)):
-        for name in sorted(set(names)):
-            rows = names == name
+    usual = ~np.array([has_short_rows(op) for op in ops])
+    usual = usual if usual.any() else ~usual
+    coefficients = {"": _relative_nnls(terms[usual], latency_ms[usual])}
+    regimes = np.array([regime(op, block) for op in ops])
+    for names, least, among in ((families, MIN_FAMILY, usual), (regimes, MIN_REGIME, np.full(len(ops), True))):
+        for name in sorted(set(names[among])):
+            rows = among & (names == name)
             if rows.sum() >= least:
                 coefficients[str(name)] = _relative_nnls(terms[rows], latency_ms[rows])
             elif rows.sum() >= MIN_SCALED:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.ops import OpConfig
+from latency_lab.ops import OpConfig, has_short_rows
 from latency_lab.profiles.features import FEATURES, features, work
 from latency_lab.profiles.trees import Trees
 
@@ -113,11 +113,18 @@ class Predictor:
 def regime(op: OpConfig, block: int) -> str:
     """The family, and whether input channels fill whole blocks: a runtime may give up its fast kernels where not.
 
+    Constants for each of few channels, as images are normalised by, are one of their own: a row may take as long as one
+    of many channels.
+
     Example:
         >>> from latency_lab.ops import OpConfig
         >>> regime(OpConfig("conv2d", in_channels=33, out_channels=8), block=4)
         'conv2d k1x1 s1x1 odd'
+        >>> regime(OpConfig("add", 1, 32, 32, 3, 3, broadcast="channels"), block=1)
+        'add by channels short'
     """
+    if has_short_rows(op):
+        return f"{op.family} short"
     return f"{op.family} odd" if op.in_channels % block else op.family
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from latency_lab.errors import UsageError
 from latency_lab.extras import missing
-from latency_lab.ops import BINARY, CASTS, GLOBAL_POOLS, POOLS, REORDERS, Network, OpConfig
+from latency_lab.ops import BINARY, CASTS, GLOBAL_POOLS, POOLS, REORDERS, Network, OpConfig, has_short_rows
 from latency_lab.runtimes import base, worker
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ _COMPILED_ALONE = (
     "has no profile. A .tflite file that edgetpu_compiler wrote can be measured and compared: latency-lab measure and "
     "latency-lab compare."
 )
-SHORT_ROW = 8
-"""Channels that fill no vector register."""
 _READS_POSITIVE = frozenset({"log", "sqrt", "rsqrt"})
 """Activations whose int8 kernels refuse negative numbers."""
 
@@ -154,9 +152,7 @@ class LiteRT:
         Inside of a network XNNPACK computes it in place, where each of its short rows waits for the one before to be
         written: three times as long as from one buffer into another.
         """
-        by_channels = op.kind in BINARY and op.operands == 1 and op.broadcast == "channels" and op.depth == 1
-        short = by_channels and op.dtype == "float32" and op.in_channels < SHORT_ROW and op.height * op.width > 1
-        if self.device or not short:
+        if self.device or not has_short_rows(op) or op.dtype != "float32" or op.depth > 1:
             return ()
         scale = dataclasses.replace(op, kind="multiply", broadcast="scalar", activation=None)
         return (scale, scale)
