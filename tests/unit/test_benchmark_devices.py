@@ -185,7 +185,7 @@ def test_own_kernels_are_added_to_what_the_general_profile_measured(devices, mon
     monkeypatch.setattr(ll, "profile", measured)
     worker = StandIn()
     monkeypatch.setattr(benchmark, "LocalWorker", lambda *_: worker)
-    args = SimpleNamespace(runtime="litert", threads=1)
+    args = SimpleNamespace(runtime="litert", threads=1, cache=tmp_path)
     found = benchmark.own(args, "litert float32 1 thread", tmp_path, [({"name": "c", "family": "chain"}, path)])
     assert [task.network.nodes[0][0].out_channels for task in asked] == [20, 40, 24]
     assert found["kernels"] == found["networks"][0]["exact"] == 3
