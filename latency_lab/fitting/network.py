@@ -61,7 +61,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
     alone = closest_cache(journal)
     warm = np.array([sum(min(op.weight_bytes, most_warm(op, alone)) for op in ops) for ops in networks])
-    terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in CACHED_BYTES}
+    terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in told_apart(warm)}
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
     tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
     kept = fewest(tried)
@@ -76,6 +76,17 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         cached_bytes=kept,
         alone_bytes=alone,
     )
+
+
+def told_apart(warm_bytes: Floats) -> list[float]:
+    """Sizes of `CACHED_BYTES` that the networks can tell: half of them have more weights, or the size is 0.
+
+    Where few do, and by little, what a byte costs would be anything, and a network of many weights be charged with it.
+
+    Args:
+        warm_bytes: of each network, [n].
+    """
+    return [size for size in CACHED_BYTES if not size or float(np.mean(warm_bytes > size)) >= 0.5]
 
 
 def fewest(errors: Mapping[float, Floats]) -> float:

@@ -8,7 +8,14 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, closest_cache, conformal_quantile, fewest, leave_one_out
+from latency_lab.fitting.network import (
+    CACHED_BYTES,
+    closest_cache,
+    conformal_quantile,
+    fewest,
+    leave_one_out,
+    told_apart,
+)
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
@@ -169,6 +176,12 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
             terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), beyond])
             errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
         assert min(errors, key=errors.get) == true
+
+
+def test_no_size_of_cache_is_tried_that_few_networks_have_more_weights_than():
+    assert told_apart(np.array([0.4e6, 1e6, 1.9e6, 2.1e6])) == [0.0]
+    assert told_apart(np.array([0.4e6, 5e6, 9e6])) == [0.0, 2e6, 4e6]
+    assert told_apart(np.full(5, 1e9)) == list(CACHED_BYTES)
 
 
 def test_of_sizes_that_explain_as_much_the_smallest_is_taken():
