@@ -79,14 +79,14 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
 
 
 def told_apart(warm_bytes: Floats) -> list[float]:
-    """Sizes of `CACHED_BYTES` that the networks can tell: half of them have more weights, or the size is 0.
+    """Sizes of `CACHED_BYTES` that the networks can tell: a quarter of all weights is beyond.
 
-    Where few do, and by little, what a byte costs would be anything, and a network of many weights be charged with it.
+    Where little is, what a byte costs would be anything, and a network of many weights be charged with it.
 
     Args:
         warm_bytes: of each network, [n].
     """
-    return [size for size in CACHED_BYTES if not size or float(np.mean(warm_bytes > size)) >= 0.5]
+    return [size for size in CACHED_BYTES if np.maximum(warm_bytes - size, 0.0).sum() >= warm_bytes.sum() / 4]
 
 
 def fewest(errors: Mapping[float, Floats]) -> float:

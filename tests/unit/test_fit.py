@@ -178,9 +178,10 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
         assert min(errors, key=errors.get) == true
 
 
-def test_no_size_of_cache_is_tried_that_few_networks_have_more_weights_than():
+def test_no_size_of_cache_is_tried_that_few_weights_are_beyond():
     assert told_apart(np.array([0.4e6, 1e6, 1.9e6, 2.1e6])) == [0.0]
     assert told_apart(np.array([0.4e6, 5e6, 9e6])) == [0.0, 2e6, 4e6]
+    assert told_apart(np.zeros(3)) == list(CACHED_BYTES)
     assert told_apart(np.full(5, 1e9)) == list(CACHED_BYTES)
 
 
