@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from latency_lab.ops import Network, OpConfig
 from latency_lab.profiles import DeviceProfile, Kernel, NetworkCorrection, fuse
-from latency_lab.profiles.correction import GROUPS, LEAST, group_of, most_warm
+from latency_lab.profiles.correction import GROUPS, LEAST, group_of
 from latency_lab.profiles.layout import with_reorders
 from latency_lab.profiling import Journal
 
@@ -60,7 +60,8 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
     shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
     alone = closest_cache(journal)
-    warm = np.array([sum(min(op.weight_bytes, most_warm(op, alone)) for op in ops) for ops in networks])
+    uncorrected = NetworkCorrection(alone_bytes=alone)
+    warm = np.array([sum(map(uncorrected.warm_bytes, ops)) for ops in networks])
     terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in told_apart(warm)}
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
     tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
