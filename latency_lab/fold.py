@@ -7,7 +7,7 @@ changes what the layers that read it compute, by a constant; that constant is ad
 
 It is exact for dense layers, 1x1 kernels and windows that never reach over the border. Elsewhere the border hears less,
 and nothing is changed. A branch that is removed whole falls silent too: what it added is listed, and not made up for.
-In a model with masks (`gates.ChannelMask`) closed channels are silent already.
+In a model with masks (`gates.insert_masks`) closed channels are silent already.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from latency_lab.gates import ChannelMask
+from latency_lab.gates import has_masks
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import Call, Wiring, wiring
 from latency_lab.structure import Structure
@@ -86,7 +86,7 @@ def fold_constants(model: Any, structure: Structure, slim: Any) -> tuple[Folded,
         ...     slim = shrink(model, structure)
         ...     return slim, [entry.layer for entry in fold_constants(model, structure, slim) if entry.left]
     """
-    if any(isinstance(layer, ChannelMask) for layer in model.layers):
+    if has_masks(model):
         return ()
     graph = ChannelGraph.from_model(model)
     mask = np.append(structure.mask(graph), 1.0)

@@ -1,14 +1,15 @@
 """Keras layers that open and close channels, and the models that hold them.
 
-A mask is one vector over all slots of a channel graph. One source layer makes it, once a step; each tensor of
-shrinkable channels is multiplied by it just before a layer that mixes channels, so that a closed channel is exactly
-absent.
+A mask is one vector over all slots of a channel graph. One source layer makes it, once a step. A closed channel is
+exactly absent from what a layer that mixes channels reads: the layer's kernel is multiplied by the mask, or the tensor
+before it, whichever is smaller.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import (
     Call,
     Value,
+    Wiring,
     before_last,
     copy_layer,
     copy_weights,
@@ -40,6 +42,9 @@ _MIXING = frozenset(
         "SeparableConv2D",
     }
 )
+_PLAIN = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.Dense)
+_BATCH = 32
+"""Images that training is taken to read at a time: what a tensor has in all is weighed against a kernel's weights."""
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
@@ -61,9 +66,7 @@ class ChannelMask(keras.layers.Layer):
     def call(self, inputs: Any) -> Any:
         """inputs: [x (batch, ..., channels), mask (slots,)]. Returns the shape of x."""
         x, mask = inputs
-        mask = ops.cast(ops.concatenate([mask, ops.ones((1,), dtype=mask.dtype)]), x.dtype)
-        slots = np.array(self.slots, dtype=np.int32)
-        return x * ops.take(mask, np.where(slots < 0, mask.shape[0] - 1, slots), axis=0)
+        return x * ops.cast(_of_channels(mask, self.slots), x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """That of x."""
@@ -72,6 +75,56 @@ class ChannelMask(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**super().get_config(), "slots": self.slots}
+
+
+@keras.saving.register_keras_serializable(package="latency_lab")
+class MaskedReader(keras.layers.Wrapper):
+    """A convolution or dense layer that does not see the closed ones of its input channels.
+
+        layer(x * mask; W) = layer(x; W * mask),  by input channel: on the right, nothing of the size of x is computed,
+                                                  for the gradient of the mask neither
+
+    Args:
+        layer: Conv1D, Conv2D, Conv3D or Dense, of one group.
+        slots: [channels of the input] the slot of each; -1: always open.
+    """
+
+    latency_lab_reader = True
+
+    def __init__(self, layer: Any, slots: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
+        self.slots = [int(slot) for slot in slots]
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the layer, on the shape of x."""
+        super().build(input_shape[0])
+
+    def call(self, inputs: Any) -> Any:
+        """inputs: [x (batch, ..., channels), mask (slots,)]. Returns what the layer does."""
+        x, mask = inputs
+        kernel = self.layer.kernel
+        seen = kernel * ops.cast(_of_channels(mask, self.slots), kernel.dtype)[:, None]
+        with keras.StatelessScope([(weight, seen if weight is kernel else weight) for weight in self.layer.variables]):
+            return self.layer(x)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """That of the layer."""
+        return self.layer.compute_output_shape(input_shape[0])
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "slots": self.slots}
+
+
+def _of_channels(mask: Any, slots: Sequence[int]) -> Any:
+    """[channels] the mask's value at each channel's slot; 1 where the slot is -1."""
+    mask = ops.concatenate([mask, ops.ones((1,), dtype=mask.dtype)])
+    return ops.take(mask, np.array([slot if slot >= 0 else mask.shape[0] - 1 for slot in slots], np.int32), axis=0)
+
+
+def has_masks(model: Any) -> bool:
+    """Whether a mask decides which channels of a Keras model are there."""
+    return any(isinstance(layer, ChannelMask | MaskedReader) for layer in model.layers)
 
 
 @keras.saving.register_keras_serializable(package="latency_lab")
@@ -278,9 +331,11 @@ def insert_masks(
         last: what the last layer reads, given the tensor that it would read; None: that tensor.
 
     Returns:
-        a functional model of the same layer names and weights. Each tensor of shrinkable channels is multiplied by the
-        mask once, in a layer "<name of the first reader>_mask" (a shared layer's second: "_mask_2"), and each operand
-        that can vanish by its branch's presence, in "<name of the merge>_<operand>_presence".
+        a functional model of the same layer names and weights. A layer that reads shrinkable channels is a
+        `MaskedReader` of that name; where its kernel is larger than what it reads, or has no single place for each
+        channel, the tensor is multiplied by the mask once, in a layer "<name of the first reader>_mask" (a shared
+        layer's second: "_mask_2"). Each operand that can vanish is multiplied by its branch's presence, in
+        "<name of the merge>_<operand>_presence".
     """
     wired = wiring(model)
     inputs = fresh_inputs(wired)
@@ -291,27 +346,67 @@ def insert_masks(
         gates, groups = [branch.gates for branch in branches], [branch.groups for branch in branches]
         mask, presence = BranchMask([group.size for group in graph.groups], gates, groups, name="branch_mask")(mask)
     operands = {(branch.merge, branch.operand): b for b, branch in enumerate(branches) if branch.adds}
+    readers = _readers(wired, graph)
+    by_kernel = _masked_by_kernel(readers)
     masked_tensors: dict[int, Any] = {}
-    readers: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+
+    def make(call: Call) -> Any:
+        layer = copy_layer(call)
+        if call.name not in by_kernel:
+            return layer
+        return MaskedReader(layer, graph.layer_channels[call.name].in_ids.tolist(), name=call.name)
 
     def feed(call: Call, value: Value, tensor: Any) -> Any:
         operand = next((j for j, other in enumerate(call.inputs) if other is value), -1)
         if (call.name, operand) in operands:
             name = f"{call.name}_{operand}_presence"
             return Presence(operands[call.name, operand], name=name, dtype=value.dtype)([tensor, presence])
-        channels = graph.layer_channels.get(call.name)
-        if channels is None or type(call.layer).__name__ not in _MIXING or not np.any(channels.in_ids >= 0):
+        if call not in readers.get(value, ()):
             return tensor
+        if call.name in by_kernel:
+            return [tensor, mask]
         if id(value) not in masked_tensors:
-            readers[call.name] += 1
-            name = f"{call.name}_mask" + f"_{readers[call.name]}" * (readers[call.name] > 1)
-            layer = ChannelMask(channels.in_ids.tolist(), name=name, dtype=value.dtype)
+            named[call.name] += 1
+            name = f"{call.name}_mask" + f"_{named[call.name]}" * (named[call.name] > 1)
+            layer = ChannelMask(graph.layer_channels[call.name].in_ids.tolist(), name=name, dtype=value.dtype)
             masked_tensors[id(value)] = layer([tensor, mask])
         return masked_tensors[id(value)]
 
-    result = rebuild(wired, inputs, copy_layer, before_last(wired, last, feed) if last else feed)
+    result = rebuild(wired, inputs, make, before_last(wired, last, feed) if last else feed)
     copy_weights(wired, result)
     return result
+
+
+def _readers(wired: Wiring, graph: ChannelGraph) -> dict[Value, list[Call]]:
+    """The calls that mix the channels of each tensor that has shrinkable ones."""
+    found: dict[Value, list[Call]] = defaultdict(list)
+    for call in wired.calls:
+        channels = graph.layer_channels.get(call.name)
+        if channels is not None and type(call.layer).__name__ in _MIXING and np.any(channels.in_ids >= 0):
+            for value in call.inputs:
+                found[value].append(call)
+    return found
+
+
+def _masked_by_kernel(readers: Mapping[Value, Sequence[Call]]) -> set[str]:
+    """Names of the layers whose kernels are multiplied by the mask: all readers of a tensor, where their kernels
+    together are smaller than it is."""
+    calls = Counter(call.name for found in readers.values() for call in found)
+    names: set[str] = set()
+    for value, found in readers.items():
+        if any(calls[call.name] > 1 or not _has_plain_kernel(call.layer) for call in found):
+            continue
+        weights = sum(math.prod(call.layer.kernel.shape) for call in found)
+        if weights <= _BATCH * math.prod(size or 1 for size in value.shape[1:]):
+            names.update(call.name for call in found)
+    return names
+
+
+def _has_plain_kernel(layer: Any) -> bool:
+    """Whether the second last axis of a layer's one kernel is its input's channels, and its call nothing but Keras's."""
+    plain = type(layer) in _PLAIN and getattr(layer, "groups", 1) == 1 and layer.activity_regularizer is None
+    return plain and any(variable is layer.kernel for variable in layer.weights)
 
 
 def masked(model: Any, structure: Structure) -> Any:

@@ -193,7 +193,8 @@ def rebuild(
         wired: the wiring to follow.
         inputs: from `fresh_inputs`.
         make_layer: the new layer for a call; asked once a layer.
-        feed: the tensor that a call receives for a value, given the tensor of that value. Default: that tensor.
+        feed: the tensor that a call receives for a value, given the tensor of that value; or a list with others behind
+            it. Default: that tensor.
 
     Returns:
         the model; its layers have the names that `make_layer` gave.
@@ -239,9 +240,10 @@ def before_last(
         found = feed(call, value, tensor) if feed else tensor
         if call is not last or value is not last.inputs[0]:
             return found
+        first, *others = found if isinstance(found, list) else [found]
         if not changed:
-            changed.append(change(found))
-        return changed[0]
+            changed.append(change(first))
+        return [changed[0], *others] if others else changed[0]
 
     return fed
 
@@ -296,6 +298,8 @@ def _calls(
         )
         found = tuple(leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Value))
         layer = node.operation
+        if getattr(layer, "latency_lab_reader", False):
+            layer, args, found = layer.layer, found[:1], found[:1]
         if isinstance(layer, keras.Model):
             inner = _functional(layer, model.name)
             inside = {id(t): value for t, value in zip(inner.inputs, found, strict=True)}

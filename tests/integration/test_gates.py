@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from latency_lab.gates import ChannelMask, FixedMask, Gates, insert_masks, masked
+from latency_lab.gates import ChannelMask, FixedMask, Gates, MaskedReader, insert_masks, masked
 from latency_lab.graph import ChannelGraph
+from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
 
 
@@ -55,14 +56,86 @@ def test_open_gates_change_nothing_and_leave_the_model_alone() -> None:
     assert ChannelGraph.from_model(clone).digest == graph.digest
 
 
-def test_there_is_one_mask_a_tensor_and_one_draw_a_step() -> None:
+def test_readers_of_shrinkable_channels_are_masked_by_one_draw_a_step() -> None:
     *_, clone = gated()
-    masks = [layer.name for layer in clone.layers if isinstance(layer, ChannelMask)]
-    assert masks == ["b_mask", "head_mask"]
-    drawn = keras.Model(clone.input, [clone.get_layer(name).input[1] for name in masks])
-    first, second = drawn(IMAGES, training=True)
-    assert np.array_equal(first, second)
+    masked_readers = [layer.name for layer in clone.layers if isinstance(layer, MaskedReader)]
+    assert masked_readers == ["b", "c", "head"]
+    assert not any(isinstance(layer, ChannelMask) for layer in clone.layers)
+    drawn = keras.Model(clone.input, [clone.get_layer(name).input[1] for name in masked_readers])
+    first, second, third = drawn(IMAGES, training=True)
+    assert np.array_equal(first, second) and np.array_equal(first, third)
     assert not np.array_equal(first, drawn(IMAGES, training=True)[0])
+
+
+READERS = {
+    "Conv1D": (lambda: layers.Conv1D(5, 3, strides=2, padding="same", activation="relu"), (7, 4)),
+    "Conv2D": (lambda: layers.Conv2D(5, (3, 2), padding="same", use_bias=False), (6, 5, 4)),
+    "Conv3D": (lambda: layers.Conv3D(5, 2, dilation_rate=1), (3, 4, 5, 4)),
+    "Dense": (lambda: layers.Dense(5, "tanh"), (3, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_mask_on_the_kernel_is_one_on_what_it_reads_in_values_and_gradients(kind: str, policy: str) -> None:
+    import tensorflow as tf
+
+    make, shape = READERS[kind]
+    slots = [2, -1, 0, 0]
+    keras.config.set_dtype_policy(policy)
+    try:
+        plain, reader = make(), MaskedReader(make(), slots)
+        x = np.random.default_rng(1).normal(size=(3, *shape)).astype("float32")
+        mask = tf.Variable([0.0, 1.0, 0.5])
+        plain(x), reader([x, mask])
+        reader.layer.set_weights(plain.get_weights())
+        found = []
+        for layer, read in (
+            (plain, lambda: plain(ChannelMask(slots)([x, mask]))),
+            (reader.layer, lambda: reader([x, mask])),
+        ):
+            with tf.GradientTape() as tape:
+                y = read()
+                loss = keras.ops.sum(keras.ops.sin(keras.ops.cast(y, "float32")))
+            gradients = tape.gradient(loss, [mask, layer.kernel.value])
+            found.append([y, *(tf.convert_to_tensor(gradient) for gradient in gradients)])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    tolerance = 1e-5 if policy == "float32" else 3e-2
+    for before, behind in zip(*found, strict=True):
+        assert before.dtype == behind.dtype
+        before, behind = (np.asarray(tf.cast(tensor, "float32")) for tensor in (before, behind))
+        assert np.abs(before).max() > 0
+        assert np.allclose(before, behind, rtol=tolerance, atol=tolerance * np.abs(before).max())
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: layers.Conv2D(64, 3, padding="same"), 4),  # 9 * 64 weights a channel, 16 positions of 32 images
+        (lambda: layers.Conv2D(4, 3, groups=2), 8),
+        (lambda: layers.Conv2DTranspose(4, 3), 8),
+        (lambda: layers.SeparableConv2D(4, 3), 8),
+        (lambda: layers.Conv2D(4, 3, activity_regularizer="l2"), 8),
+    ],
+    ids=["large", "grouped", "transposed", "separable", "activity"],
+)
+def test_where_a_kernel_is_larger_or_has_no_place_for_a_channel_the_tensor_is_masked(make: Any, size: int) -> None:
+    image = keras.Input((size, size, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="first")(image)
+    reader = make()
+    y = layers.GlobalAveragePooling2D()(reader(x))
+    z = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 1, name="other")(x))  # reads what is masked anyway
+    model = keras.Model(image, layers.Concatenate()([y, z]))
+    structure = Structure.from_mask(
+        ChannelGraph.from_model(model), np.arange(ChannelGraph.from_model(model).slots) % 2 == 0
+    )
+    closed = masked(model, structure)
+    masks = [layer.name for layer in closed.layers if isinstance(layer, ChannelMask)]
+    assert len(masks) == 1 and masks[0] in {f"{reader.name}_mask", "other_mask"}
+    assert not isinstance(closed.get_layer("other"), MaskedReader)
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype("float32")
+    assert np.allclose(closed(images), shrink(model, structure)(images), atol=1e-5)
 
 
 def test_samples_are_hard_with_a_soft_gradient_and_open_as_often_as_they_should() -> None:
