@@ -404,7 +404,7 @@ def _masked_by_kernel(readers: Mapping[Value, Sequence[Call]]) -> set[str]:
 
 
 def _has_plain_kernel(layer: Any) -> bool:
-    """Whether the second last axis of a layer's one kernel is its input's channels, and its call nothing but Keras's."""
+    """Whether a layer has one kernel, whose second last axis is its input's channels, and Keras's own call."""
     plain = type(layer) in _PLAIN and getattr(layer, "groups", 1) == 1 and layer.activity_regularizer is None
     return plain and any(variable is layer.kernel for variable in layer.weights)
 

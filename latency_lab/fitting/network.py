@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,7 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
     shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
-    alone = closest_cache(journal)
+    alone = closest_cache(journal.identity)
     uncorrected = NetworkCorrection(alone_bytes=alone)
     warm = np.array([sum(map(uncorrected.warm_bytes, ops)) for ops in networks])
     terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in told_apart(warm)}
@@ -105,12 +106,16 @@ def fewest(errors: Mapping[float, Floats]) -> float:
     return min(size for size in mean if mean[size] <= most)
 
 
-def closest_cache(journal: Journal) -> float | None:
+def closest_cache(identity: Mapping[str, Any]) -> float | None:
     """Size of the cache closest to the core that may keep a lone kernel's weights, bytes: not the first level's.
 
-    None where the device does not say.
+    Args:
+        identity: what a device says of itself.
+
+    Returns:
+        None where it does not say.
     """
-    sizes = journal.identity.get("cache_bytes") or {}
+    sizes = identity.get("cache_bytes") or {}
     beyond_first = [float(size) for level, size in sizes.items() if level != "L1"]
     return min(beyond_first or map(float, sizes.values()), default=None)
 

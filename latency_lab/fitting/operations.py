@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.errors import MissingRuntimeError
-from latency_lab.fitting.network import conformal_quantile
+from latency_lab.fitting.network import closest_cache, conformal_quantile
 from latency_lab.fitting.points import Measured, tables_of
 from latency_lab.fitting.predictors import fit_predictor
 from latency_lab.fitting.steps import block_of_kind, find_steps, quanta_of_kind
@@ -138,11 +138,12 @@ def roofline_of(measured: Sequence[Measured]) -> Roofline:
 
 def _with_ops(profile: DeviceProfile, measured: Sequence[Measured]) -> DeviceProfile:
     """The profile with tables, steps and predictors of these points."""
-    steps = find_steps(measured)
+    steps, cached = find_steps(measured), closest_cache(profile.environment) or np.inf
     predictors: dict[str, Predictor] = {}
     for kind in sorted({m.op.kind for m in measured}):
         chosen = [m for m in measured if m.op.kind == kind]
-        predictors[kind] = fit_predictor(kind, chosen, quanta_of_kind(kind, steps), block_of_kind(kind, steps))
+        quanta, block = quanta_of_kind(kind, steps), block_of_kind(kind, steps)
+        predictors[kind] = fit_predictor(kind, chosen, quanta, block, cached)
     return dataclasses.replace(profile, tables=tables_of(measured), predictors=predictors, steps=steps)
 
 

@@ -12,7 +12,7 @@ from latency_lab.fitting.boosting import fit_trees
 from latency_lab.fitting.points import Measured
 from latency_lab.ops import has_short_rows
 from latency_lab.profiles.features import features, work
-from latency_lab.profiles.predictor import Predictor, hull_point, regime
+from latency_lab.profiles.predictor import Predictor, hull_point, regimes
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,32 +22,43 @@ MIN_REGIME = 10
 MIN_TREES = 40
 
 
-def fit_predictor(kind: str, measured: Sequence[Measured], quanta: tuple[int, int], block: int) -> Predictor:
+def fit_predictor(
+    kind: str, measured: Sequence[Measured], quanta: tuple[int, int], block: int, cached: float = np.inf
+) -> Predictor:
     """The predictor of one kind from its measured points, at least one.
 
     Families of `MIN_FAMILY` points or more get coefficients of their own, those of `MIN_SCALED` or more the kind's
     times one number: a runtime may have no fast kernel for a family of few, and to the trees these would be outliers.
-    Regimes likewise, from their family's; rows of few channels, which take many times as long, count in their own
-    alone. Trees need `MIN_TREES` points.
+    What else `regimes` names likewise, from the slowest of what comes next there; rows of few channels, which take many
+    times as long, count in their own alone. Trees need `MIN_TREES` points.
     """
     ops = [m.op for m in measured]
     latency_ms = np.array([m.point.latency_ms for m in measured])
-    families = np.array([op.family for op in ops])
-    terms = work(ops, quanta)
+    terms = work(ops, quanta, cached)
     usual = ~np.array([has_short_rows(op) for op in ops])
     usual = usual if usual.any() else ~usual
     coefficients = {"": _relative_nnls(terms[usual], latency_ms[usual])}
-    regimes = np.array([regime(op, block) for op in ops])
-    for names, least, among in ((families, MIN_FAMILY, usual), (regimes, MIN_REGIME, np.full(len(ops), True))):
-        for name in sorted(set(names[among])):
+    levels = [regimes(op, block) for op in ops]
+    odd = np.array(["odd" in found[-2] for found in levels])
+    narrowest, families = np.array([found[0][0] for found in levels]), np.array([found[-2][-1] for found in levels])
+    for names, least, among in (
+        (families, MIN_FAMILY, usual),
+        (np.full(len(ops), "odd"), MIN_FAMILY, odd),
+        (narrowest, MIN_REGIME, np.full(len(ops), True)),
+    ):
+        for name in map(str, sorted(set(names[among]))):
             rows = among & (names == name)
             if rows.sum() >= least:
-                coefficients[str(name)] = _relative_nnls(terms[rows], latency_ms[rows])
+                coefficients[name] = _relative_nnls(terms[rows], latency_ms[rows])
             elif rows.sum() >= MIN_SCALED:
-                shared = np.array(coefficients.get(str(families[rows][0]), coefficients[""]))
+                place = int(np.flatnonzero(rows)[0])
+                wider = next(k for k, level in enumerate(levels[place]) if name in level) + 1
+                known = next(k for level in levels[place][wider:] if (k := [n for n in level if n in coefficients]))
+                shared = max((np.array(coefficients[n]) for n in known), key=lambda c: float(np.sum(terms[rows] @ c)))
                 factor = float(np.median(latency_ms[rows] / (terms[rows] @ shared)))
-                coefficients[str(name)] = tuple((factor * shared).tolist())
-    base = Predictor(kind, quanta, coefficients, None, _fit_cold(measured, terms), _hull(measured), block=block)
+                coefficients[name] = tuple((factor * shared).tolist())
+    cold, hull = _fit_cold(measured, terms), _hull(measured)
+    base = Predictor(kind, quanta, coefficients, None, cold, hull, block=block, cached=cached)
     if len(ops) < MIN_TREES:
         return base
     trees = fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))

@@ -11,7 +11,7 @@ from latency_lab.ops import BROADCASTS, KERNELED, MIXING, OpConfig
 
 Floats = npt.NDArray[np.float64]
 
-WORK = 5
+WORK = 7
 CHANNEL_TILES = (4, 8, 16, 32, 64, 128)
 POSITION_TILES = (16, 32, 64, 128, 256)
 WINDOW_TILES = (2, 4, 8)
@@ -36,13 +36,16 @@ FEATURES = (
 )
 
 
-def work(ops: Sequence[OpConfig], quanta: tuple[int, int]) -> Floats:
-    """[n, 5]: 1, multiply-adds with channels rounded up to `quanta`, input, weight and output bytes (in 1e6).
+def work(ops: Sequence[OpConfig], quanta: tuple[int, int], cached: float = np.inf) -> Floats:
+    """[n, 7]: 1, multiply-adds with channels rounded up to `quanta`, input, weight and output bytes, rows, and bytes of
+    weights beyond the `cached`, of operations of one position (in 1e6).
 
-    Of a kind without multiply-adds, the numbers made take their place; of an innermost constant, the positions.
+    Of a kind without multiply-adds, the numbers made take their place; of an innermost constant, the positions. Rows:
+    where it has no faster way, a convolution reads its input a tap, a channel and a row of its output at a time.
     """
     rows = []
     for op in ops:
+        taps = op.kernel_size[0] * op.kernel_size[1] * op.kernel_depth
         if op.kind in KERNELED:
             stepped = op.macs * _filled(op.out_channels, quanta[1])
         else:
@@ -52,16 +55,22 @@ def work(ops: Sequence[OpConfig], quanta: tuple[int, int]) -> Floats:
             stepped = op.output_positions
         if op.kind in MIXING:
             stepped *= _filled(op.in_channels // op.groups, quanta[0])
-        rows.append([1e6, stepped, op.input_bytes, op.weight_bytes, op.output_bytes])
+        read = taps * op.in_channels * op.output_height * op.output_depth * op.batch if op.kind in KERNELED else 0
+        far = max(0.0, op.weight_bytes - cached) if op.output_positions == 1 else 0.0
+        rows.append([1e6, stepped, op.input_bytes, op.weight_bytes, op.output_bytes, read, far])
     return np.array(rows, np.float64).reshape(len(ops), WORK) * 1e-6
 
 
 def features(ops: Sequence[OpConfig]) -> npt.NDArray[np.float32]:
     """[n, `FEATURES`]: logarithms of shape and work, how channels and positions fill tiles, and what is fused.
 
-    Channels are those of one group; positions count all examples of the batch.
+    Channels are those of one group; positions count all examples of the batch. To a dense layer each position is an
+    example, however a file shapes them.
     """
     shape = {name: np.array([getattr(op, name) for op in ops], np.float64) for name in _STATIC}
+    dense = np.array([op.kind == "dense" for op in ops], bool)
+    shape["batch"] = np.where(dense, [op.output_positions for op in ops], shape["batch"])
+    shape |= {name: np.where(dense, 1.0, shape[name]) for name in _SHAPE if name != "batch"}
     kernel = np.array([(*op.kernel_size, op.kernel_depth, *op.strides, op.dilation[0]) for op in ops], np.float64)
     kernel = kernel.reshape(len(ops), 6)
     taps = kernel[:, :3].prod(axis=1)

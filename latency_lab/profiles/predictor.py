@@ -2,10 +2,10 @@
 
     log t = log(coefficients . work(op)) + trees(features(op))
 
-The first term is physics: a call, multiply-adds in whole steps of channels, bytes read, weights, bytes written, each
-with a coefficient that is not negative, a set for each family, and one for counts that fill no whole block where the
-runtime was seen to be slow at those. The second corrects it where tiles and remainders make
-it wrong: boosted regression trees on the shape and on how it fills the tiles that devices compute in.
+The first term is physics: a call, multiply-adds in whole steps of channels, bytes read, weights, bytes written, rows of
+windows, weights from beyond a cache, each with a coefficient that is not negative, a set for each family, and one for
+counts that fill no whole block where the runtime was seen to be slow at those. The second corrects it where tiles and
+remainders make it wrong: boosted regression trees on the shape and on how it fills the tiles that devices compute in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_lab.ops import OpConfig, has_short_rows
-from latency_lab.profiles.features import FEATURES, features, work
+from latency_lab.profiles.features import FEATURES, WORK, features, work
 from latency_lab.profiles.trees import Trees
 
 Floats = npt.NDArray[np.float64]
@@ -35,11 +35,13 @@ class Predictor:
         kind: of `ops.KINDS`.
         quanta: (in, out) channels that the runtime processes at a time; work is counted in whole ones.
         block: channel counts that it does not divide run in slower kernels; 1 where none do.
-        coefficients: regime or family -> the five of `work`, ms; "" is the kind's own, for what was not measured.
+        coefficients: what `regimes` names -> those of `work`, ms (the first of them, where others count nothing); "" is
+            the kind's own, for what was not measured.
         trees: correction of log t; None where too little was measured to fit one.
-        cold: what a flushed cache adds: the five of `work`, ms; None where it was not measured.
+        cold: what a flushed cache adds: coefficients of `work`, ms; None where it was not measured.
         hull: family -> (low, high) of log2 of output positions, in_channels and out_channels that were measured.
         half_width: family -> half of the interval of log t that holds 90 % of held-out operations.
+        cached: bytes of weights that a kernel of one position finds next to the core when it runs again and again.
     """
 
     kind: str
@@ -50,25 +52,27 @@ class Predictor:
     hull: Mapping[str, tuple[tuple[float, float], ...]]
     half_width: Mapping[str, float] = field(default_factory=dict)
     block: int = 1
+    cached: float = np.inf
 
     def latency_ms(self, ops: Sequence[OpConfig]) -> Floats:
         """Times of operations of this kind, ms, [n], with a warm cache."""
         if not ops:
             return np.zeros(0)
-        found = work(ops, self.quanta)
-        table = np.array([self._coefficients(op) for op in ops], np.float64)
-        base: Floats = np.maximum((found * table).sum(axis=1), FLOOR_MS)
+        found = work(ops, self.quanta, self.cached)
+        rows = zip(ops, found, strict=True)
+        base = np.array([max(FLOOR_MS, *((row * c).sum() for c in self._coefficients(op))) for op, row in rows])
         return base if self.trees is None else base * np.exp(self.trees(features(ops)))
 
-    def _coefficients(self, op: OpConfig) -> tuple[float, ...]:
-        known = self.coefficients
-        return known.get(regime(op, self.block)) or known.get(op.family) or known[""]
+    def _coefficients(self, op: OpConfig) -> list[Floats]:
+        """Those of the narrowest regimes that were measured."""
+        found = next(level for level in regimes(op, self.block) if any(name in self.coefficients for name in level))
+        return [_whole(self.coefficients[name]) for name in found if name in self.coefficients]
 
     def cold_extra_ms(self, ops: Sequence[OpConfig]) -> Floats:
         """What a flushed cache adds, ms, [n]; 0 where it was not measured."""
         if self.cold is None or not ops:
             return np.zeros(len(ops))
-        extra: Floats = (work(ops, self.quanta) * np.array(self.cold, np.float64)).sum(axis=1)
+        extra: Floats = (work(ops, self.quanta, self.cached) * _whole(self.cold)).sum(axis=1)
         return extra
 
     def inside(self, op: OpConfig) -> bool:
@@ -88,6 +92,7 @@ class Predictor:
         return {
             "quanta": list(self.quanta),
             "block": self.block,
+            "cached": self.cached if np.isfinite(self.cached) else None,
             "coefficients": {family: list(row) for family, row in self.coefficients.items()},
             "trees": None if self.trees is None else self.trees.to_json(),
             "cold": None if self.cold is None else list(self.cold),
@@ -107,25 +112,32 @@ class Predictor:
             hull={family: tuple((low, high) for low, high in bounds) for family, bounds in data["hull"].items()},
             half_width=dict(data["half_width"]),
             block=int(data["block"]),
+            cached=float(data.get("cached") or np.inf),
         )
 
 
-def regime(op: OpConfig, block: int) -> str:
-    """The family, and whether input channels fill whole blocks: a runtime may give up its fast kernels where not.
+def regimes(op: OpConfig, block: int) -> tuple[tuple[str, ...], ...]:
+    """What an operation is one of, from the narrowest on; of two that are as wide the slower counts.
 
-    Constants for each of few channels, as images are normalised by, are one of their own: a row may take as long as one
-    of many channels.
+    Its family, and of that those whose input channels fill no whole blocks: a runtime may have no fast kernel for the
+    one or for the other. Constants for each of few channels, as images are normalised by, are one of their own: a row
+    may take as long as one of many channels.
 
     Example:
         >>> from latency_lab.ops import OpConfig
-        >>> regime(OpConfig("conv2d", in_channels=33, out_channels=8), block=4)
-        'conv2d k1x1 s1x1 odd'
-        >>> regime(OpConfig("add", 1, 32, 32, 3, 3, broadcast="channels"), block=1)
-        'add by channels short'
+        >>> regimes(OpConfig("conv2d", in_channels=33, out_channels=8), block=4)
+        (('conv2d k1x1 s1x1 odd',), ('odd', 'conv2d k1x1 s1x1'), ('',))
+        >>> regimes(OpConfig("add", 1, 32, 32, 3, 3, broadcast="channels"), block=1)
+        (('add by channels short',), ('add by channels',), ('',))
     """
     if has_short_rows(op):
-        return f"{op.family} short"
-    return f"{op.family} odd" if op.in_channels % block else op.family
+        return (f"{op.family} short",), (op.family,), ("",)
+    return ((f"{op.family} odd",), ("odd", op.family), ("",)) if op.in_channels % block else ((op.family,), ("",))
+
+
+def _whole(coefficients: tuple[float, ...]) -> Floats:
+    """With 0 for what they do not count: `WORK` of them."""
+    return np.array([*coefficients, *[0.0] * (WORK - len(coefficients))])
 
 
 def hull_point(op: OpConfig) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
 from latency_lab.profiles import DeviceProfile, NetworkCorrection, Point, load_profile
 from latency_lab.profiles.table import LookupTable
-from latency_lab.profiling import Journal, Task
+from latency_lab.profiling import Task
 from tests.unit.synthetic import B_MS, A, chain, conv_tasks, network_ms, op_ms, write_journal
 
 
@@ -328,7 +328,5 @@ def test_unknown_runtime_of_networks_is_no_surprise(tmp_path):
     ("sizes", "found"),
     [({"L1": 1 << 15, "L2": 1 << 20, "L3": 1 << 25}, 1 << 20), ({"L1": 1 << 15}, 1 << 15), ({}, None)],
 )
-def test_lone_weights_are_kept_by_the_closest_cache_but_the_first(tmp_path, sizes, found):
-    journal = Journal(tmp_path / "j.jsonl")
-    journal.identity = {"cache_bytes": sizes}
-    assert closest_cache(journal) == found
+def test_lone_weights_are_kept_by_the_closest_cache_but_the_first(sizes, found):
+    assert closest_cache({"cache_bytes": sizes}) == found

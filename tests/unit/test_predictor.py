@@ -62,6 +62,70 @@ def test_a_family_of_few_without_a_fast_kernel_is_told_from_the_others():
     assert found.latency_ms(unseen) == pytest.approx([1e-3 + op.macs * 7e-7 for op in unseen], rel=0.25)
 
 
+def depthwise_rows_ms(op):
+    """Channels in whole fours are fast; others are read a row at a time, each for 4 ns."""
+    rows = op.kernel_size[0] * op.kernel_size[1] * op.in_channels * op.output_height
+    return 1e-3 + (4e-6 * rows + 2e-7 * op.macs if op.in_channels % 4 else 1e-8 * op.macs)
+
+
+def test_windows_that_are_read_row_by_row_are_told_from_numbers_and_from_whole_blocks():
+    def depthwise(size, channels, kernel, stride=1):
+        fields = {"kernel_size": (kernel, kernel), "strides": (stride, stride)}
+        return OpConfig("depthwise_conv2d", 1, size, size, channels, channels, **fields)
+
+    rng = np.random.default_rng(0)
+    ops = [
+        depthwise(int(s), int(c), k)
+        for s, c, k in zip(rng.integers(14, 112, 300), rng.integers(8, 200, 300), [3, 5] * 150, strict=True)
+    ]
+    ops += [depthwise(size, channels, 7, 2) for size, channels in ((7, 108), (14, 120), (28, 120), (56, 16), (80, 40))]
+    found = fit_predictor("depthwise_conv2d", measured(ops, map(depthwise_rows_ms, ops)), (1, 1), 4)
+    smaller = [depthwise(7, 937, 5), depthwise(7, 533, 3)]  # than any that was measured: rows weigh more
+    of_few = [depthwise(56, 41, 7, 2)]  # all that were measured of this family fill whole blocks
+    bare = Predictor("depthwise_conv2d", (1, 1), found.coefficients, None, None, {}, block=4)
+    for unseen in (smaller, of_few):
+        times = [depthwise_rows_ms(op) for op in unseen]
+        assert bare.latency_ms(unseen) == pytest.approx(times, rel=0.05)
+        assert found.latency_ms(unseen) == pytest.approx(times, rel=0.2)
+
+
+def test_weights_from_beyond_the_cache_take_longer_at_one_position():
+    def dense_ms(op):
+        size = op.weight_bytes
+        return 1e-3 + size / 80e6 + max(0, size - 2e6) / 40e6
+
+    rng = np.random.default_rng(0)
+    ops = [
+        OpConfig("dense", in_channels=int(i), out_channels=int(o))
+        for i, o in zip(2 ** rng.uniform(6, 11, 300), 2 ** rng.uniform(4, 11, 300), strict=True)
+    ]
+    found = fit_predictor("dense", measured(ops, map(dense_ms, ops)), (1, 1), 1, cached=2e6)
+    unseen = [OpConfig("dense", in_channels=i, out_channels=1000) for i in (250, 480, 1024, 4096)]
+    times = [dense_ms(op) for op in unseen]
+    assert found.latency_ms(unseen) == pytest.approx(times, rel=0.05)
+    loaded = Predictor.from_json("dense", json.loads(json.dumps(found.to_json())))
+    assert np.array_equal(loaded.latency_ms(unseen), found.latency_ms(unseen))
+    many = [OpConfig("dense", height=8, width=8, in_channels=4096, out_channels=1000)]
+    assert work(many, (1, 1), 2e6)[0, -1] == 0.0 < work(unseen, (1, 1), 2e6)[-1, -1]
+
+
+def test_a_profile_of_before_has_fewer_coefficients_and_they_count_the_same():
+    before = Predictor("conv2d", (1, 1), {"": (1e-3, 2e-2, 0.0, 0.0, 1e-2)}, None, (0.0, 0.0, 1e-2, 0.0, 0.0), {})
+    data = before.to_json()
+    del data["cached"]
+    loaded, ops = Predictor.from_json("conv2d", data), convs(5)
+    first = work(ops, (1, 1))
+    assert loaded.latency_ms(ops) == pytest.approx(1e-3 + 2e-2 * first[:, 1] + 1e-2 * first[:, 4])
+    assert loaded.cold_extra_ms(ops) == pytest.approx(1e-2 * first[:, 2])
+
+
+def test_positions_of_a_dense_layer_are_examples_however_a_file_shapes_them():
+    shapes = [(1, 40, 40), (1600, 1, 1), (4, 20, 20)]
+    ops = [OpConfig("dense", n, h, w, 96, 384) for n, h, w in shapes]
+    assert (np.ptp(features(ops), axis=0) == 0).all()
+    assert (np.ptp(features([OpConfig("conv2d", n, h, w, 96, 384) for n, h, w in shapes]), axis=0) > 0).any()
+
+
 def test_loaded_is_fitted_to_the_bit_and_alone_is_together(fitted):
     text = json.dumps(fitted.to_json())
     loaded = Predictor.from_json("conv2d", json.loads(text))
