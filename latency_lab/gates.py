@@ -95,6 +95,16 @@ class MaskedReader(keras.layers.Wrapper):
         super().__init__(layer, **{"dtype": "float32", "autocast": False, **kwargs})
         self.slots = [int(slot) for slot in slots]
 
+    @property
+    def kernel(self) -> Any:
+        """The layer's."""
+        return self.layer.kernel
+
+    @property
+    def bias(self) -> Any:
+        """The layer's, None without one."""
+        return self.layer.bias
+
     def build(self, input_shape: Any) -> None:
         """Builds the layer, on the shape of x."""
         super().build(input_shape[0])
