@@ -433,7 +433,7 @@ def _by_channels(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
 NORMALISING: Mapping[str, Row] = {"image normalisation": Row(150, 5e3, 8e5, _by_channels)}
 """Drawn apart from the others, and after them."""
 COPIES: Mapping[str, Row] = {"copy": Row(150, 5e2, 3e6, _kind("avg_pool"))}
-"""What the rule "concatenate+copy" adds; drawn apart as well."""
+"""What the rules "concatenate+copy" and "pad+copy" add; drawn apart as well."""
 
 
 def in_type(op: OpConfig, dtype: str) -> OpConfig:

@@ -13,8 +13,7 @@ from latency_lab.plan.distributions import COPIES, GENERATED, NORMALISING, OTHER
 from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
-from latency_lab.profiles import DeviceProfile, fuse, fused_network
-from latency_lab.profiles.fusions import CONCATENATE_COPY
+from latency_lab.profiles import DeviceProfile, fuse, fused_network, fusions
 from latency_lab.profiling import Task, tasks_of
 
 COLD_EVERY = 4
@@ -68,7 +67,7 @@ def general_plan(
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
     images = draw_ops(np.random.default_rng(3), rules, supported, share=share, dtype=precision, rows=NORMALISING)
     copies: list[OpConfig] = []
-    if CONCATENATE_COPY in rules:
+    if not rules.isdisjoint(fusions.COPIES):
         copies += draw_ops(np.random.default_rng(4), rules, supported, share=share, dtype=precision, rows=COPIES)
     apart = [kernel.op for network in made[:TAKEN_APART] for kernel in fuse(network, rules)]
     ops = dict.fromkeys(op for op in [*drawn, *apart, *probed, *images, *copies] if supported(op))

@@ -6,9 +6,9 @@ padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv
 swallowed costs nothing: it is another name of the same bytes. "scale+shift" makes a batch norm of a product and a sum
 with a number for each channel.
 
-Two rules add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
-"concatenate+copy": what makes an operand of a concatenation writes it to its place there, unless something else reads
-the operand too, or it is a concatenation itself: then it is copied.
+Rules that add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
+"concatenate+copy" and "pad+copy": what makes an operand of a concatenation or pad writes it to its place there, unless
+something else reads the operand too, or it is a concatenation itself: then it is copied.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
 SCALE_SHIFT = "scale+shift"
-CONCATENATE_COPY = "concatenate+copy"
-ADDING = frozenset({INPUT_TRANSPOSE, CONCATENATE_COPY})
+COPIES = {"concatenate+copy": "concatenate", "pad+copy": "pad"}
+"""Rule -> the kind whose operands it copies."""
+ADDING = frozenset({INPUT_TRANSPOSE, *COPIES})
 """Rules that add kernels."""
 
 
@@ -79,7 +80,7 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
         for node in order
     )
     found = (*transposes, *rest)
-    return _with_copies(found) if CONCATENATE_COPY in fusions else found
+    return _with_copies(found, {kind for rule, kind in COPIES.items() if rule in fusions})
 
 
 def fused_network(network: Network, fusions: Collection[str]) -> Network:
@@ -140,9 +141,9 @@ def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:
     return tuple(found[i] for i in sorted(found, reverse=True))
 
 
-def _with_copies(kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
-    """The kernels with a copy, an average pooling of one position, before each operand of a concatenation that cannot
-    be made in its place. An operand that is an input of the network gets none: its channels are not stated."""
+def _with_copies(kernels: tuple[Kernel, ...], kinds: Collection[str]) -> tuple[Kernel, ...]:
+    """The kernels with a copy, an average pooling of one position, before each operand of these kinds that cannot be
+    made in its place. An operand that is an input of the network gets none: its channels are not stated."""
     readers = Counter(i for kernel in kernels for i in kernel.inputs)
     found: list[Kernel] = []
     position: dict[int, int] = {}
@@ -150,7 +151,7 @@ def _with_copies(kernels: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
         inputs = []
         for i in kernel.inputs:
             source = position.get(i, i)
-            if kernel.op.kind == "concatenate" and i >= 0 and (readers[i] > 1 or kernels[i].op.kind == "concatenate"):
+            if kernel.op.kind in kinds and i >= 0 and (readers[i] > 1 or kernels[i].op.kind == "concatenate"):
                 found.append(_copy_of(kernels[i], source))
                 source = len(found) - 1
             inputs.append(source)

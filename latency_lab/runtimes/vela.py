@@ -6,9 +6,10 @@ of the network on Ethos-U65 and U85. So a lone operation is compiled between oth
 convolutions of images and dense layers of vectors, and its own rows of the compiler's table alone count. What comes
 before also hides the time in which an operation's first weights are read.
 
-Arithmetic with constants is never behind a convolution, whose weights and bias would have taken it in: it stands behind
-a concatenation. That matters on Ethos-U85, where Vela chains arithmetic onto what makes its operand, whose row then has
-the cycles of both, and not onto a concatenation.
+Ethos-U85 chains arithmetic onto what makes its operand last, whose row then has the cycles of both. Arithmetic with
+constants is never behind a convolution, whose weights and bias would have taken it in, and a gate by channels is made
+after what it scales: these stand behind a concatenation, onto which nothing is chained. A sum of two tensors is chained
+in networks as well, and costs what the convolution before it has more than its twin, which makes the other operand.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ _LUTS = ("hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "tanh")
 """Activations that are one look-up, which the NPU does on the way out of a convolution."""
 _BRICK = 16
 """Channels that lie together in the layout Vela prefers. A concatenation that splits them is in the slower one."""
-_COPY = "concatenate+copy"
-"""Seen in what Vela 5.2 makes of concatenations: the copy takes the cycles of an average pooling of one position."""
+_COPIES = frozenset({"concatenate+copy", "pad+copy"})
+"""Seen in what Vela 5.2 makes of them: the copy takes the cycles of an average pooling of one position."""
+_PADS = frozenset({"pad+conv2d", "pad+depthwise_conv2d"})
+"""The NPU pads what it reads."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ class Vela:
 
     @property
     def expected_fusions(self) -> frozenset[str]:
-        """Look-ups in the convolution that makes their operand, and copies of operands of concatenations."""
-        return frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS) | {
-            _COPY
-        }
+        """Look-ups in the convolution that makes their operand, pads in the one that reads them, and copies of operands
+        of concatenations and pads."""
+        lut = frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS)
+        return lut | _PADS | _COPIES
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges by the converter and by Vela.
@@ -119,8 +122,8 @@ class Vela:
 def in_context(op: OpConfig) -> tuple[Network, int, int]:
     """The operation between 1x1 convolutions or dense layers, and how many of these are before and after it.
 
-    Tensors of at most 4 channels and floats have none: such are a network's input. What is before arithmetic with
-    constants on at least 32 channels is two convolutions or dense layers and their concatenation, which is no row of
+    Tensors of at most 4 channels and floats have none: such are a network's input. What is before arithmetic by
+    channels on at least 32 of them is two convolutions or dense layers and their concatenation, which is no row of
     Vela's table.
 
     Example:
@@ -136,7 +139,7 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
         if op.kind == "quantize" or not _has_neighbour(shape):
             sources.append(-1 - k)
             continue
-        nodes += _makers(shape, len(nodes), -1 - k, joined=_by_constants(op))
+        nodes += _makers(shape, len(nodes), -1 - k, joined=_by_channels(op) and not k)
         sources.append(len(nodes) - 1)
     before = sum(node.kind != "concatenate" for node, _ in nodes)
     nodes.append((op, tuple(sources)))
@@ -148,8 +151,8 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
     return Network(tuple(nodes)), before, int(after)
 
 
-def _by_constants(op: OpConfig) -> bool:
-    return op.kind == "batch_norm" or (op.kind in BINARY and op.operands == 1)
+def _by_channels(op: OpConfig) -> bool:
+    return op.kind == "batch_norm" or (op.kind in BINARY and (op.operands == 1 or bool(op.broadcast)))
 
 
 def _makers(shape: base.Shape, first: int, source: int, joined: bool) -> list[tuple[OpConfig, tuple[int, ...]]]:

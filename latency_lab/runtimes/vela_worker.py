@@ -167,22 +167,25 @@ def layers_of(text: str) -> list[Layer]:
 def without_context(found: Estimate, before: int, after: int) -> Estimate:
     """The estimate less that of 1x1 convolutions and dense layers before and after, each with copies of its inputs.
 
+    What is chained onto the second of two alike has no cycles of its own: it takes what that one has more than the
+    first.
+
     Raises:
         RuntimeError: the compiled model does not begin and end with them.
     """
-    groups: list[list[Layer]] = [[]]
-    for layer in found.layers:
-        groups[-1].append(layer)
-        if not (layer.copies and layer.operator in CONTEXT):
-            groups.append([])
-    groups = [group for group in groups if group]
-    end = len(groups) - after
-    around = [*groups[:before], *groups[end:]]
-    if end < before or any(group[-1].operator not in CONTEXT for group in around):
-        names = ", ".join(layer.operator for layer in found.layers)
+    layers = found.layers
+    starts = [0, *(k for k, row in enumerate(layers[:-1], 1) if not (row.copies and row.operator in CONTEXT))]
+    bounds = [*starts, len(layers)]  # of each layer with the copies of its inputs
+    last = len(starts) - after
+    around = [layers[k - 1] for k in (*bounds[1 : before + 1], *bounds[last + 1 :])]
+    if last < before or any(layer.operator not in CONTEXT for layer in around):
+        names = ", ".join(layer.operator for layer in layers)
         raise RuntimeError(f"Vela does not keep what is around the operation apart: {names}")
-    layers = tuple(layer for group in groups[before:end] for layer in group)
-    return Estimate(layers, found.clock_hz, sum(layer.cycles for layer in layers))
+    own = layers[bounds[before] : bounds[last]]
+    cycles = sum(layer.cycles for layer in own)
+    if own and not cycles and before == 2:
+        cycles = max(around[1].cycles - around[0].cycles, 0)
+    return Estimate(own, found.clock_hz, cycles)
 
 
 def block(found: Estimate) -> dict[str, Any]:

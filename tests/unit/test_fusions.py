@@ -140,7 +140,7 @@ def concatenated(*nodes):
         size = {"height": 8, "width": 8, "in_channels": total, "operands": operands, "dtype": "int8"}
         made.append((OpConfig(kind, **size, out_channels=out), inputs))
         channels[k] = out
-    found = fuse(Network(tuple(made)), {"concatenate+copy", "conv2d+relu"})
+    found = fuse(Network(tuple(made)), {"concatenate+copy", "pad+copy", "conv2d+relu"})
     return [(kernel.op.kind, kernel.op.out_channels, kernel.inputs) for kernel in found]
 
 
@@ -171,3 +171,18 @@ def test_a_concatenation_in_a_concatenation_and_an_operand_twice_are_copied():
         ("concatenate", 20),
     ]
     assert found[-1][2] == (4, -1)
+
+
+def test_an_operand_of_a_pad_is_copied_if_something_else_reads_it():
+    alone = [("conv2d", 8, (-1,)), ("pad", 8, (0,))]
+    assert concatenated(*alone) == alone
+    found = concatenated(*alone, ("conv2d", 8, (0,)))
+    assert found == [("conv2d", 8, (-1,)), ("avg_pool", 8, (0,)), ("pad", 8, (1,)), ("conv2d", 8, (0,))]
+
+
+def test_a_rule_of_copies_is_of_its_kind_alone():
+    size = {"height": 8, "width": 8, "in_channels": 8, "out_channels": 8, "dtype": "int8"}
+    pad = OpConfig("pad", **size, padding=((0, 1), (0, 1)))
+    network = Network(((OpConfig("conv2d", **size), (-1,)), (pad, (0,)), (OpConfig("conv2d", **size), (0,))))
+    counts = [len(fuse(network, rules)) for rules in ((), ("concatenate+copy",), ("pad+copy",))]
+    assert counts == [3, 3, 4]

@@ -59,6 +59,16 @@ def test_a_copy_of_an_input_belongs_to_the_convolution_that_reads_it():
         without_context(estimate_of(copy, conv), 1, 1)
 
 
+def test_what_is_chained_takes_what_its_convolution_has_more_than_the_twin():
+    first, second, add = Layer("Conv2D", True, 30, ""), Layer("Conv2D", True, 37, ""), Layer("Add", True, 0, "")
+    assert without_context(estimate_of(first, second, add, add, first), 2, 1).cycles == 7
+    assert without_context(estimate_of(second, first, add, first), 2, 1).cycles == 0
+    assert without_context(estimate_of(second, add, first), 1, 1).cycles == 0
+    assert without_context(estimate_of(first, second, second), 2, 1).cycles == 0  # nothing is left of it at all
+    own = Layer("Add", True, 5, "")
+    assert without_context(estimate_of(first, second, own, first), 2, 1).cycles == 5
+
+
 def test_an_operator_on_the_cpu_is_named_and_never_counted_as_nothing():
     found = block(estimate_of(Layer("Mean", False, 0, "op0"), Layer("Add", True, 40, "op1")))
     assert found == {
@@ -101,6 +111,17 @@ def test_int8_alone_is_built():
         engine.build(Network.of(OpConfig("dense", in_channels=4, out_channels=4)))
     with pytest.raises(UsageError, match="ask for precision int8. Received: 'float32'"):
         engine.fusions("float32")
+
+
+def test_the_tensor_that_is_scaled_by_a_gate_comes_from_a_concatenation_and_the_gate_does_not():
+    op = OpConfig(
+        "multiply", height=8, width=8, in_channels=64, out_channels=64, operands=2, broadcast="channels", dtype="int8"
+    )
+    network, before, after = in_context(op)
+    kinds = [node.kind for node, _ in network.nodes]
+    assert kinds == ["conv2d", "conv2d", "concatenate", "conv2d", "multiply", "conv2d"]
+    assert network.nodes[4][1] == (2, 3)
+    assert (network.nodes[3][0].height, before, after) == (1, 3, 1)
 
 
 def test_context_has_a_fourth_of_the_channels():
