@@ -104,7 +104,7 @@ class OpConfig:
         broadcast: of a `BINARY` kind, the shape of its second operand: "" that of the first, "channels" (batch, 1, 1,
             channels), "positions" (batch, height, width, 1), "scalar". With one operand, the second is a constant;
             "innermost" is one of a number for each channel of a tensor whose channels are last in memory, under a
-            runtime that has them first elsewhere.
+            runtime that has them first elsewhere. Of a conv2d: its image is scaled and shifted by such first.
         residual: a fused add: the output has a tensor of its own shape added to it before the activation.
         output_size: (rows, columns) of the output of a resize, slice or reshape.
         depth, kernel_depth, stride_depth: of a conv3d, the third axis of positions, kernel and stride.

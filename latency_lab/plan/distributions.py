@@ -430,8 +430,14 @@ def _by_channels(rng: np.random.Generator, numbers: float) -> dict[str, Any]:
     return {"kind": kind, **image, "broadcast": broadcast}
 
 
+def _scaled_stem(rng: np.random.Generator, macs: float) -> dict[str, Any]:
+    return {**_stem(rng, macs), "broadcast": str(rng.choice(["scalar", "channels"]))}
+
+
 NORMALISING: Mapping[str, Row] = {"image normalisation": Row(150, 5e3, 8e5, _by_channels)}
 """Drawn apart from the others, and after them."""
+SCALED: Mapping[str, Row] = {"stem of a scaled image": Row(70, 1e6, 2e8, _scaled_stem)}
+"""What the rule "image+conv2d" makes; drawn apart as well."""
 COPIES: Mapping[str, Row] = {"copy": Row(150, 5e2, 3e6, _kind("avg_pool"))}
 """What the rules "concatenate+copy" and "pad+copy" add; drawn apart as well."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from latency_lab import runtimes
 from latency_lab.fitting.network import kernels_of
 from latency_lab.ops import Network, OpConfig
-from latency_lab.plan.distributions import COPIES, GENERATED, NORMALISING, OTHERS, draw_ops, in_type
+from latency_lab.plan.distributions import COPIES, GENERATED, NORMALISING, OTHERS, SCALED, draw_ops, in_type
 from latency_lab.plan.networks import GENERAL_NETWORKS, generated_networks
 from latency_lab.plan.probes import CANDIDATES, merge_probes, step_probes
 from latency_lab.plan.rules import converted, merges
@@ -66,11 +66,13 @@ def general_plan(
     kernels = [kernel.op for network in made for kernel in fuse(network, rules | CANDIDATES)]
     probed = [*step_probes(in_type(op, precision) for op in PROBE_SITES), *merge_probes([*drawn, *kernels])]
     images = draw_ops(np.random.default_rng(3), rules, supported, share=share, dtype=precision, rows=NORMALISING)
-    copies: list[OpConfig] = []
+    ruled: list[OpConfig] = []
     if not rules.isdisjoint(fusions.COPIES):
-        copies += draw_ops(np.random.default_rng(4), rules, supported, share=share, dtype=precision, rows=COPIES)
+        ruled += draw_ops(np.random.default_rng(4), rules, supported, share=share, dtype=precision, rows=COPIES)
+    if fusions.IMAGE_CONV in rules:
+        ruled += draw_ops(np.random.default_rng(5), rules, supported, share=share, dtype=precision, rows=SCALED)
     apart = [kernel.op for network in made[:TAKEN_APART] for kernel in fuse(network, rules)]
-    ops = dict.fromkeys(op for op in [*drawn, *apart, *probed, *images, *copies] if supported(op))
+    ops = dict.fromkeys(op for op in [*drawn, *apart, *probed, *images, *ruled] if supported(op))
     whole = [fused_network(network, converted(runtime, precision)) for network in made]
     return lone_and_whole(list(ops), [n for n in whole if all(supported(op) for op, _ in n.nodes)], runtime)
 

@@ -4,7 +4,8 @@ A rule is two words joined by "+": what a kernel is, and what it swallows. "conv
 the conv, "conv2d+batch_norm" folds the normalisation into its weights, "pad+conv2d" turns a pad into the conv's own
 padding, and "conv2d+add" adds a residual inside of the conv. In "transpose+conv2d" and "conv2d+reshape" what is
 swallowed costs nothing: it is another name of the same bytes. "scale+shift" makes a batch norm of a product and a sum
-with a number for each channel.
+with a number for each channel. "image+conv2d" makes arithmetic with constants on a network's own input a part of the
+conv that reads it, whose image then comes from nearer than an input does.
 
 Rules that add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
 "concatenate+copy" and "pad+copy": what makes an operand of a concatenation or pad writes it to its place there, unless
@@ -22,6 +23,7 @@ from latency_lab.ops import BINARY, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
 SCALE_SHIFT = "scale+shift"
+IMAGE_CONV = "image+conv2d"
 COPIES = {"concatenate+copy": "concatenate", "pad+copy": "pad"}
 """Rule -> the kind whose operands it copies."""
 ADDING = frozenset({INPUT_TRANSPOSE, *COPIES})
@@ -62,6 +64,7 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
         ['relu']
     """
     readers = Counter(i for _, inputs in network.nodes for i in inputs)
+    images = _scaled_images(network) if IMAGE_CONV in fusions else frozenset()
     open_kernels: dict[int, Kernel] = {}  # by the node whose output the kernel gives so far
     for index, (op, inputs) in enumerate(network.nodes):
         merged = None
@@ -69,6 +72,13 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
             merged = _merge(open_kernels[i], index, op, inputs, i, fusions)
             if merged is not None:
                 del open_kernels[i]
+                break
+            if i in images and op.kind == "conv2d":
+                chain = _chain_to(i, network, readers)
+                scaled = dataclasses.replace(op, broadcast=network.nodes[i][0].broadcast)
+                merged = Kernel(scaled, index, (*chain, index), network.nodes[chain[0]][1])
+                for node in chain:
+                    open_kernels.pop(node, None)  # one may be part of another
                 break
         open_kernels[index] = merged or Kernel(op, index, (index,), inputs)
     transposes = _transposed_inputs(network) if INPUT_TRANSPOSE in fusions else ()
@@ -114,17 +124,31 @@ def as_stored(network: Network, channels_first: bool, exported: bool) -> Network
         exported: whether the network is of a model that is still to be exported; else of a file, which says itself.
     """
     found: list[tuple[OpConfig, tuple[int, ...]]] = []
-    image: set[int] = set()
+    image = _scaled_images(network)
     for index, (op, inputs) in enumerate(network.nodes):
-        by_constant = op.kind in BINARY and op.operands == 1
-        if by_constant and (inputs[0] < 0 or inputs[0] in image):
-            image.add(index)
         if not channels_first and op.broadcast == "innermost":
             op = dataclasses.replace(op, broadcast="channels")
         elif channels_first and exported and index in image and op.broadcast == "channels":
             op = dataclasses.replace(op, broadcast="innermost")
         found.append((op, inputs))
     return Network(tuple(found), network.name)
+
+
+def _scaled_images(network: Network) -> frozenset[int]:
+    """Nodes of arithmetic with constants on what the network reads, and of more of it on that."""
+    found: set[int] = set()
+    for index, (op, inputs) in enumerate(network.nodes):
+        if op.kind in BINARY and op.operands == 1 and (inputs[0] < 0 or inputs[0] in found):
+            found.add(index)
+    return frozenset(found)
+
+
+def _chain_to(index: int, network: Network, readers: Counter[int]) -> list[int]:
+    """The nodes from a network's input, or from what more than one node reads, to a node of `_scaled_images`."""
+    chain = [index]
+    while (source := network.nodes[chain[0]][1][0]) >= 0 and readers[source] == 1:
+        chain.insert(0, source)
+    return chain
 
 
 def _transposed_inputs(network: Network) -> tuple[Kernel, ...]:

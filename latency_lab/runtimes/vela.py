@@ -34,8 +34,8 @@ _BRICK = 16
 """Channels that lie together in the layout Vela prefers. A concatenation that splits them is in the slower one."""
 _COPIES = frozenset({"concatenate+copy", "pad+copy"})
 """Seen in what Vela 5.2 makes of them: the copy takes the cycles of an average pooling of one position."""
-_PADS = frozenset({"pad+conv2d", "pad+depthwise_conv2d"})
-"""The NPU pads what it reads."""
+_READS = frozenset({"pad+conv2d", "pad+depthwise_conv2d", "image+conv2d"})
+"""The NPU pads what it reads; and an image that was scaled lies in its own memory, a network's input does not."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Vela:
 
     @property
     def expected_fusions(self) -> frozenset[str]:
-        """Look-ups in the convolution that makes their operand, pads in the one that reads them, and copies of operands
-        of concatenations and pads."""
+        """Look-ups in the convolution that makes their operand, pads and scaled images in the one that reads them,
+        and copies of operands of concatenations and pads."""
         lut = frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS)
-        return lut | _PADS | _COPIES
+        return lut | _READS | _COPIES
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges by the converter and by Vela.
@@ -142,13 +142,23 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
         nodes += _makers(shape, len(nodes), -1 - k, joined=_by_channels(op) and not k)
         sources.append(len(nodes) - 1)
     before = sum(node.kind != "concatenate" for node, _ in nodes)
-    nodes.append((op, tuple(sources)))
-    index = len(nodes) - 1
+    for part in _parts(op):
+        nodes.append((part, tuple(sources)))
+        sources = [len(nodes) - 1]
     output = shapes.outputs[-1]
     after = op.kind != "dequantize" and _has_neighbour(output)
     if after:
-        nodes.append((_neighbour(output, output[-1], _context_channels(output)), (index,)))
+        nodes.append((_neighbour(output, output[-1], _context_channels(output)), tuple(sources)))
     return Network(tuple(nodes)), before, int(after)
+
+
+def _parts(op: OpConfig) -> tuple[OpConfig, ...]:
+    """What runs one after the other: the operation, behind what scales its image where something does."""
+    if op.kind != "conv2d" or not op.broadcast:
+        return (op,)
+    scale = OpConfig("multiply", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype)
+    scale = dataclasses.replace(scale, broadcast=op.broadcast)
+    return scale, dataclasses.replace(scale, kind="add"), dataclasses.replace(op, broadcast="")
 
 
 def _by_channels(op: OpConfig) -> bool:

@@ -120,6 +120,43 @@ def test_an_operand_of_a_concatenation_that_something_else_reads_is_copied(cycle
     assert sum(cycles(Network.of(kernel.op), runtime) for kernel in kernels) == pytest.approx(whole, rel=0.02)
 
 
+@pytest.mark.parametrize("reads", ["conv2d", "pad"])
+def test_an_operand_of_a_pad_is_copied_if_something_else_reads_it(cycles, reads):
+    size = {"height": 28, "width": 28, "dtype": "int8"}
+    conv = OpConfig("conv2d", **size, in_channels=16, out_channels=48)
+    pad = OpConfig("pad", **size, in_channels=48, out_channels=48, padding=((0, 1), (0, 1)))
+    pool = OpConfig("max_pool", 1, 29, 29, 48, 48, kernel_size=(2, 2), strides=(2, 2), padding="valid", dtype="int8")
+    other = (conv.with_channels(48, 16), (0,)) if reads == "conv2d" else (pad, (0,))
+    network = Network(((conv, (-1,)), (pad, (0,)), (pool, (1,)), other))
+    kernels = fuse(network, runtimes.get(RUNTIME).fusions("int8")[1])
+    assert sum(kernel.op.kind == "avg_pool" for kernel in kernels) == (1 if reads == "conv2d" else 2)
+    assert sum(cycles(Network.of(kernel.op)) for kernel in kernels) == pytest.approx(cycles(network), rel=0.05)
+
+
+@pytest.mark.parametrize(("size", "channels", "cycles_of"), [(28, 512, 39038), (7, 160, 0)])
+def test_a_sum_that_is_chained_costs_what_its_convolution_has_more_than_the_twin(cycles, size, channels, cycles_of):
+    """Where the other operand is in the slow memory, that is the time to read it."""
+    op = OpConfig("add", 1, size, size, channels, channels, operands=2, activation="relu", dtype="int8")
+    assert cycles(Network.of(op), "vela:ethos-u85-256") == cycles_of
+
+
+def test_a_gate_by_channels_is_not_chained(cycles):
+    image = {"height": 14, "width": 14, "in_channels": 240, "out_channels": 240}
+    op = OpConfig("multiply", **image, operands=2, broadcast="channels", dtype="int8")
+    assert cycles(Network.of(op), "vela:ethos-u85-256") == 11760
+
+
+def test_the_first_convolution_reads_a_scaled_image_from_the_npu_s_own_memory(cycles):
+    image = {"height": 224, "width": 224, "in_channels": 3, "dtype": "int8"}
+    conv = OpConfig("conv2d", **image, out_channels=16, kernel_size=(3, 3), strides=(2, 2))
+    scale, shift = (OpConfig(kind, **image, out_channels=3, broadcast="scalar") for kind in ("multiply", "add"))
+    network = Network(((scale, (-1,)), (shift, (0,)), (conv, (1,)), (conv.with_channels(16, 8), (2,))))
+    (kernel, _) = fuse(network, runtimes.get(RUNTIME).fusions("int8")[1])
+    scaled, bare = (cycles(Network.of(op), "vela:ethos-u85-256") for op in (kernel.op, conv))
+    assert scaled == 75264 + 75935
+    assert bare > 400_000
+
+
 def test_the_clock_and_the_memory_are_those_of_the_configuration(start, tmp_path):
     """The same cycles of arithmetic at 200 and at 500 MHz; a slower clock waits less for memory."""
     path = tmp_path / "conv.tflite"

@@ -186,3 +186,26 @@ def test_a_rule_of_copies_is_of_its_kind_alone():
     network = Network(((OpConfig("conv2d", **size), (-1,)), (pad, (0,)), (OpConfig("conv2d", **size), (0,))))
     counts = [len(fuse(network, rules)) for rules in ((), ("concatenate+copy",), ("pad+copy",))]
     assert counts == [3, 3, 4]
+
+
+def test_a_conv_takes_in_the_arithmetic_that_scales_a_networks_own_input():
+    size = {"height": 8, "width": 8, "in_channels": 3, "dtype": "int8"}
+    scale = OpConfig("multiply", **size, out_channels=3, broadcast="scalar")
+    shift = OpConfig("add", **size, out_channels=3, broadcast="channels")
+    conv, inner = OpConfig("conv2d", **size, out_channels=3), OpConfig("conv2d", **size, out_channels=5)
+    first = (scale, (-1,)), (shift, (0,)), (conv, (1,))
+    network = Network((*first, (shift, (2,)), (inner, (3,))))
+    found = [(k.op.kind, k.op.broadcast, k.main, k.nodes, k.inputs) for k in fuse(network, {"image+conv2d"})]
+    assert found == [
+        ("conv2d", "channels", 2, (0, 1, 2), (-1,)),
+        ("add", "channels", 3, (3,), (0,)),
+        ("conv2d", "", 4, (4,), (1,)),
+    ]
+    assert [kernel.op for kernel in fuse(network, ())] == [op for op, _ in network.nodes]
+
+
+def test_a_scaled_image_that_something_else_reads_is_no_part_of_a_conv():
+    size = {"height": 8, "width": 8, "in_channels": 3, "dtype": "int8"}
+    scale, conv = OpConfig("multiply", **size, out_channels=3), OpConfig("conv2d", **size, out_channels=5)
+    network = Network(((scale, (-1,)), (conv, (0,)), (conv, (0,))))
+    assert [kernel.op for kernel in fuse(network, {"image+conv2d"})] == [scale, conv, conv]
