@@ -4,7 +4,8 @@
 
 Three figures for each of ten networks of keras.applications (int8, random weights, as accuracy_models.py converts them)
 on each shipped profile, over Vela's own: the prediction by the general profile; the plain sum of Vela's figures for the
-operations in their context (`runtimes.vela`), and for each alone. A network of which Vela leaves operators to the CPU
+operations in their context (`runtimes.vela`), and for each alone, which are those of the code as it is, whatever the
+profile was made by. A network of which Vela leaves operators to the CPU
 is listed with them: it has no figure. An operation that Vela cannot compile by itself is listed with the reason, and
 counts as nothing: that sum is a lower bound, and never among those within 10 %.
 
@@ -84,7 +85,7 @@ def compared(path: Path, profile: ll.DeviceProfile) -> dict[str, Any]:
         return {"operators": len(whole.layers), "on_cpu": sorted(set(whole.on_cpu)), "cpu_operators": len(whole.on_cpu)}
     graph = ll.ChannelGraph.from_model(path)
     predicted = ll.LatencyCost(graph, profile).at()
-    ops = [kernel.op for kernel in fuse(graph.network(), profile.fusions)]
+    ops = [kernel.op for kernel in fuse(graph.network(), runtimes.get(profile.runtime).fusions("int8")[1])]
     row: dict[str, Any] = {
         "vela_ms": round(whole.latency_ms, 6),
         "predicted_ms": round(predicted, 6),

@@ -16,11 +16,19 @@ _KEEP_DIMENSIONS_VERSION = 5
 
 @writes("conv2d")
 def _conv2d(node: Node, operands: list[int], fused: str | None) -> int:
-    data, padding = node.padded(operands[0])
+    data, padding = node.padded(_scaled(node, operands[0]) if node.op.broadcast else operands[0])
     kernel = node.kernel(data)
     version = _GROUPED_VERSION if node.op.groups > 1 else None
     inputs = [data, kernel, node.bias(data, kernel)]
     return node.operator("CONV_2D", inputs, "Conv2D", version=version, activation=fused, **_window(node, padding))
+
+
+def _scaled(node: Node, image: int) -> int:
+    """The image scaled and shifted by constants, as `Rescaling` and `Normalization` are converted."""
+    values = base.operand(dataclasses.replace(node.op, kind="multiply"), node.index)
+    shape = node.writer.shape(image)
+    scaled = node.operator("MUL", [image, node.constant("scale", values, image)], "Mul", shape)
+    return node.operator("ADD", [scaled, node.constant("shift", values, scaled)], "Add", shape)
 
 
 @writes("depthwise_conv2d")

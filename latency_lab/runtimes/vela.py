@@ -142,23 +142,13 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
         nodes += _makers(shape, len(nodes), -1 - k, joined=_by_channels(op) and not k)
         sources.append(len(nodes) - 1)
     before = sum(node.kind != "concatenate" for node, _ in nodes)
-    for part in _parts(op):
-        nodes.append((part, tuple(sources)))
-        sources = [len(nodes) - 1]
+    nodes.append((op, tuple(sources)))
+    index = len(nodes) - 1
     output = shapes.outputs[-1]
     after = op.kind != "dequantize" and _has_neighbour(output)
     if after:
-        nodes.append((_neighbour(output, output[-1], _context_channels(output)), tuple(sources)))
+        nodes.append((_neighbour(output, output[-1], _context_channels(output)), (index,)))
     return Network(tuple(nodes)), before, int(after)
-
-
-def _parts(op: OpConfig) -> tuple[OpConfig, ...]:
-    """What runs one after the other: the operation, behind what scales its image where something does."""
-    if op.kind != "conv2d" or not op.broadcast:
-        return (op,)
-    scale = OpConfig("multiply", op.batch, op.height, op.width, op.in_channels, op.in_channels, dtype=op.dtype)
-    scale = dataclasses.replace(scale, broadcast=op.broadcast)
-    return scale, dataclasses.replace(scale, kind="add"), dataclasses.replace(op, broadcast="")
 
 
 def _by_channels(op: OpConfig) -> bool:

@@ -332,3 +332,11 @@ def test_litert_normalises_images_in_place_as_inside_of_a_network(channels, kind
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(litert.build(Network.of(op)), 0))
     codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in model.subgraphs[0].operators]
     assert codes == [getattr(schema.BuiltinOperator, kind) for kind in kinds]
+
+
+@pytest.mark.parametrize(("broadcast", "kinds"), [("", []), ("scalar", ["MUL", "ADD"]), ("channels", ["MUL", "ADD"])])
+def test_litert_scales_and_shifts_the_image_of_a_conv_that_says_so(broadcast, kinds):
+    op = OpConfig("conv2d", height=8, width=8, in_channels=3, out_channels=8, broadcast=broadcast, dtype="int8")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(runtimes.get("litert").build(Network.of(op)), 0))
+    codes = [model.operatorCodes[operator.opcodeIndex].builtinCode for operator in model.subgraphs[0].operators]
+    assert codes == [getattr(schema.BuiltinOperator, kind) for kind in [*kinds, "CONV_2D"]]

@@ -124,14 +124,6 @@ def test_the_tensor_that_is_scaled_by_a_gate_comes_from_a_concatenation_and_the_
     assert (network.nodes[3][0].height, before, after) == (1, 3, 1)
 
 
-def test_a_conv_of_a_scaled_image_stands_behind_a_product_and_a_sum_which_count():
-    op = OpConfig("conv2d", height=8, width=8, in_channels=3, out_channels=16, broadcast="scalar", dtype="int8")
-    network, before, after = in_context(op)
-    found = [(node.kind, node.broadcast, inputs) for node, inputs in network.nodes[:3]]
-    assert found == [("multiply", "scalar", (-1,)), ("add", "scalar", (0,)), ("conv2d", "", (1,))]
-    assert (before, after) == (0, 1)
-
-
 def test_context_has_a_fourth_of_the_channels():
     network, before, after = in_context(CONV)
     assert (before, after) == (1, 1)
