@@ -1,6 +1,7 @@
 """Predictions for Arm Ethos-U NPUs beside what Vela, the compiler, says of the whole network.
 
     scripts/benchmark_vela -o docs/vela.json        # needs ethos-u-vela: pip install 'latency-lab[vela]'
+    scripts/benchmark_vela --accelerator ethos-u85-256 -o docs/vela.json        # one anew, the others as they are there
 
 Three figures for each of ten networks of keras.applications (int8, random weights, as accuracy_models.py converts them)
 on each shipped profile, over Vela's own: the prediction by the general profile; the plain sum of Vela's figures for the
@@ -59,7 +60,7 @@ def main() -> None:
     args = _arguments()
     out = quiet()
     entries = {entry["name"]: entry for entry in accuracy_models.networks()}
-    found: dict[str, Any] = {"networks": [], "shrunk": []}
+    found = others(args.output, args.accelerator)
     for accelerator in args.accelerator:
         profile = ll.load_profile(accelerator)
         found["vela"] = profile.environment["version"]
@@ -73,9 +74,20 @@ def main() -> None:
             model = accuracy_models.keras_model(entries[name], args.cache)
             found["shrunk"].append({"network": name, "accelerator": accelerator, **narrowed(model, profile)})
             print(line(found["shrunk"][-1]), file=out, flush=True)
-    found["summary"] = {name: summary(found, name) for name in args.accelerator}
+    found["summary"] |= {name: summary(found, name) for name in args.accelerator}
     files.write_json(args.output, found)
     print(*(f"{name}: {figures}" for name, figures in found["summary"].items()), sep="\n", file=out)
+
+
+def others(path: Path, accelerators: Sequence[str]) -> dict[str, Any]:
+    """What a file of this script has of other accelerators than these; nothing where there is no file."""
+    found = files.read_json(path, "the comparison with Vela") if path.exists() else {}
+    kept = {
+        name: [r for r in found.get(name, []) if r["accelerator"] not in accelerators]
+        for name in ("networks", "shrunk")
+    }
+    summaries = {name: row for name, row in found.get("summary", {}).items() if name not in accelerators}
+    return {**kept, "summary": summaries}
 
 
 def compared(path: Path, profile: ll.DeviceProfile) -> dict[str, Any]:

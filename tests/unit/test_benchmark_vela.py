@@ -1,5 +1,6 @@
 """What benchmark_vela.py makes of operations that the compiler cannot take alone."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -45,3 +46,12 @@ def test_a_line_names_what_a_sum_lacks(script):
     row = {"network": "N", "accelerator": "a", "vela_ms": 1.0, "error": 0.0, "sum_in_context": 0.0, "sum_alone": 0.0}
     assert script.line({**row, "sum_alone_lacks": {WIDE.key: "no room"}}).endswith(f"sum_alone_lacks {WIDE.key}")
     assert "lacks" not in script.line(row)
+
+
+def test_a_run_of_one_accelerator_keeps_what_the_file_has_of_the_others(script, tmp_path):
+    rows = [{"accelerator": name, "network": "N"} for name in ("ethos-u55-128", "ethos-u85-256")]
+    summary = {"ethos-u55-128": {"networks": 1}, "ethos-u85-256": {"networks": 1}}
+    (tmp_path / "v.json").write_text(json.dumps({"networks": rows, "shrunk": rows[1:], "summary": summary}))
+    found = script.others(tmp_path / "v.json", ["ethos-u85-256"])
+    assert found == {"networks": rows[:1], "shrunk": [], "summary": {"ethos-u55-128": {"networks": 1}}}
+    assert script.others(tmp_path / "none.json", ["ethos-u85-256"]) == {"networks": [], "shrunk": [], "summary": {}}
