@@ -18,15 +18,17 @@ import numpy as np
 import pytest
 from keras import layers
 
-from latency_lab.cost import FlopsCost, LatencyCost, linearised_loss
+from latency_lab.cost import FlopsCost, LatencyCost, linearised_loss, worst_of
+from latency_lab.cost.formula import formula_from_json
 from latency_lab.errors import UsageError
 from latency_lab.gates import Gates, masked
 from latency_lab.graph import ChannelGraph
+from latency_lab.profiles.correction import NetworkCorrection
 from latency_lab.shrink import shrink
 from latency_lab.structure import Structure
 from regularizers import Gamma, GroupLasso, LogisticSigmoid, recalibrate_batch_norm
 from regularizers.openness import weight_size
-from tests.unit.cost_nets import StepProfile
+from tests.unit.cost_nets import StepProfile, residual_net
 
 ROOT = Path(__file__).parents[2]
 BACKEND = keras.backend.backend()
@@ -66,6 +68,14 @@ def flops(model: Any) -> FlopsCost:
     return FlopsCost(ChannelGraph.from_model(model))
 
 
+CORRECTION = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e3, alone_bytes=300.0)
+"""Weights beyond the first cost a third of the network; of the dense head, at one position, 300 bytes count at most."""
+
+
+def latency(model: Any) -> LatencyCost:
+    return LatencyCost(ChannelGraph.from_model(model), StepProfile(CORRECTION))
+
+
 def compiled(model: Any, optimizer: Any) -> Any:
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     return model
@@ -96,7 +106,7 @@ def call_in_process(function: str, *args: Any, python: str | Path = sys.executab
 
 
 def cost_of(kind: str, model: Any) -> Any:
-    return LatencyCost(ChannelGraph.from_model(model), StepProfile()) if kind == "Gamma" else flops(model)
+    return latency(model) if kind == "Gamma" else flops(model)
 
 
 def go_on(folder: str) -> dict[str, Any]:
@@ -285,6 +295,39 @@ def test_the_size_of_a_kernel_and_its_slope(shape: tuple[int, ...], axes: tuple[
     with np.errstate(invalid="ignore"):
         expected = (1 - l1_fraction) * np.nan_to_num(kernel / root) + l1_fraction * np.sign(kernel)
     assert slope == pytest.approx(expected / count, abs=1e-5)
+
+
+class Priced(layers.Layer):
+    """What a formula says of some widths, and of what is added to them: a weight that starts at 0."""
+
+    def __init__(self, formula: Any, widths: Any) -> None:
+        super().__init__()
+        self.formula, self.widths = formula_from_json(formula.to_json()), np.array(widths, np.float32)
+
+    def build(self, input_shape: Any) -> None:
+        self.more = self.add_weight(shape=self.widths.shape, initializer="zeros")
+
+    def call(self, inputs: Any) -> Any:
+        return self.formula.value(keras.ops.add(self.more, self.widths), keras.ops) + 0 * inputs
+
+
+@pytest.mark.parametrize("widths", [(29.3, 40.6), (6.4, 40.6), (6.4, 5.7)], ids=["bounded", "memory", "cached"])
+@pytest.mark.parametrize("kind", ["latency", "worst"])
+def test_the_price_of_memory_and_its_slope(kind: str, widths: tuple[float, float]) -> None:
+    """Of conv a and b, depthwise, conv c and a dense layer whose weights count up to a bound."""
+    graph = residual_net()
+    found = LatencyCost(graph, StepProfile(CORRECTION))
+    cost = worst_of(found, 1.1 * LatencyCost(graph, StepProfile())) if kind == "worst" else found
+    exact = np.array(widths, np.float32).astype(float)
+    layer = Priced(cost.formula, exact)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    model.compile(keras.optimizers.SGD(1.0), lambda target, found: keras.ops.mean(found))
+    nothing = np.zeros((1, 1), "float32")
+    assert outputs(model, nothing) == pytest.approx(cost.value(exact), rel=1e-5)
+    model.fit(nothing, nothing, verbose=0)
+    assert -keras.ops.convert_to_numpy(layer.more) == pytest.approx(cost.gradient(exact), rel=1e-4)
+    slope = cost.gradient(keras.ops.convert_to_tensor(layer.widths), keras.ops)
+    assert keras.ops.convert_to_numpy(slope) == pytest.approx(cost.gradient(exact), rel=1e-5)
 
 
 # ---- a training that was cut off ----------------------------------------------------------------------------------
