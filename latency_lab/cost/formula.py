@@ -86,8 +86,9 @@ class Excess:
 
     def slopes(self, amounts: Any, xp: Any) -> Any:
         """d value / d amounts, [n]."""
-        price = xp.where(self._sum(amounts, xp) > self.free, self.price, 0.0)
-        return xp.where(amounts < as_array(self.most, xp), price, 0.0)
+        none = as_array(0.0, xp)
+        price = xp.where(self._sum(amounts, xp) > self.free, as_array(self.price, xp), none)
+        return xp.where(amounts < as_array(self.most, xp), price, none)
 
     def _sum(self, amounts: Any, xp: Any) -> Any:
         return xp.sum(xp.minimum(amounts, as_array(self.most, xp)))

@@ -330,6 +330,18 @@ def test_the_price_of_memory_and_its_slope(kind: str, widths: tuple[float, float
     assert keras.ops.convert_to_numpy(slope) == pytest.approx(cost.gradient(exact), rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_a_price_is_a_float32_whatever_precision_keras_defaults_to(precision: str) -> None:
+    cost = LatencyCost(residual_net(), StepProfile(CORRECTION))
+    widths = keras.ops.convert_to_tensor(cost.graph.full_widths, "float32")
+    keras.config.set_floatx(precision)
+    try:
+        found = cost.gradient(widths, keras.ops)
+    finally:
+        keras.config.set_floatx("float32")
+    assert keras.ops.convert_to_numpy(found) == pytest.approx(cost.gradient(None), rel=1e-5)
+
+
 # ---- a training that was cut off ----------------------------------------------------------------------------------
 
 
