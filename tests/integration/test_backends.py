@@ -177,6 +177,22 @@ def test_gates_reach_their_budget_by_training(went_on: Any) -> None:
     assert found["accuracy"] > 0.5
 
 
+def test_sizes_against_those_of_their_layer_reach_a_budget_by_training() -> None:
+    images, labels = data()
+    model = compiled(network(norm=False), keras.optimizers.Adam(1e-2))
+    model.fit(images, labels, 64, 5, verbose=0)
+    learner = GroupLasso(latency(model), target=0.5)
+    gated = compiled(learner.attach(model), keras.optimizers.Adam(3e-3))
+    kernel = keras.ops.convert_to_numpy(model.get_layer("c").kernel)
+    typical = np.median(np.sqrt(np.mean(np.square(kernel), axis=(0, 1, 2))))
+    assert gated.get_layer("openness").typical["c"] == pytest.approx(typical, rel=1e-5)
+    gated.fit(images, labels, 32, 12, callbacks=learner.callbacks(), verbose=0)
+    structure = learner.structure()
+    assert learner.cost.at(learner.widths()) == pytest.approx(0.5 * learner.initial, rel=0.3), "by themselves"
+    assert learner.cost.at(structure.widths(learner.cost.graph)) <= 0.5 * learner.initial
+    assert (outputs(shrink(gated, structure), images).argmax(1) == labels).mean() > 0.6
+
+
 # ---- what the compiled step reads ---------------------------------------------------------------------------------
 
 
