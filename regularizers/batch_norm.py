@@ -26,7 +26,8 @@ def recalibrate_batch_norm(model: Any, data: Iterable[Any], batches: int = 20) -
 
     Args:
         model: functional or built Sequential Keras model; gated, masked or slim.
-        data: batches of inputs, or of (inputs, targets): a tf.data.Dataset, a list, or one array, which is a batch.
+        data: batches of inputs, or of (inputs, targets): a tf.data.Dataset, a torch DataLoader, a list, or one array,
+            which is a batch.
         batches: to read at most.
 
     Raises:
@@ -37,10 +38,10 @@ def recalibrate_batch_norm(model: Any, data: Iterable[Any], batches: int = 20) -
         >>> def finish(gated, images):
         ...     recalibrate_batch_norm(gated, [images[:256]])
     """
-    found = _inputs(data, batches)
     calls: dict[Any, list[Callable[[Any], Any]]] = {}
     for norm, read in readings(model, _is_norm):
         calls.setdefault(norm, []).append(read)
+    found = _inputs(data, batches, alone=len(model.inputs) == 1)
     for norm, reads in calls.items():
         means, variances = [], []
         for read, inputs in itertools.product(reads, found):
@@ -63,12 +64,16 @@ def _is_norm(layer: Any) -> bool:
     return isinstance(layer, keras.layers.BatchNormalization)
 
 
-def _inputs(data: Iterable[Any], batches: int) -> list[Any]:
+def _inputs(data: Iterable[Any], batches: int, alone: bool) -> list[Any]:
+    """What the model takes of each batch.
+
+    Args:
+        data: as of `recalibrate_batch_norm`.
+        batches: at most.
+        alone: whether the model has one input. A list is then (inputs, targets), as PyTorch's loaders give them, and of
+            several inputs it is all of them.
+    """
     if hasattr(data, "shape"):
         return [data]
-    found = []
-    for batch in data:
-        found.append(batch[0] if isinstance(batch, tuple) else batch)
-        if len(found) == batches:
-            break
-    return found
+    pairs = (tuple, list) if alone else tuple
+    return [batch[0] if isinstance(batch, pairs) else batch for batch in itertools.islice(data, batches)]

@@ -193,6 +193,23 @@ def test_sizes_against_those_of_their_layer_reach_a_budget_by_training() -> None
     assert (outputs(shrink(gated, structure), images).argmax(1) == labels).mean() > 0.6
 
 
+def test_statistics_are_those_of_batches_in_tuples_and_in_lists() -> None:
+    images, labels = data(64)
+    pairs: list[Any] = [(images[:32], labels[:32]), (images[32:], labels[32:])]
+    lists: Any = [list(pair) for pair in pairs]
+    if BACKEND == "torch":
+        import torch
+
+        dataset = torch.utils.data.TensorDataset(torch.tensor(images), torch.tensor(labels))
+        lists = torch.utils.data.DataLoader(dataset, batch_size=32)
+    found = []
+    for batches in (pairs, lists):
+        recalibrate_batch_norm(model := network(), batches)
+        found.append(keras.ops.convert_to_numpy(model.get_layer("c_norm").moving_variance))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert np.abs(found[0] - 1).min() > 1e-3, "as they began"
+
+
 # ---- what the compiled step reads ---------------------------------------------------------------------------------
 
 
