@@ -75,9 +75,13 @@ def weight_size(weights: Any, axes: Sequence[int], l1_fraction: float, xp: Any =
     found = np.sqrt(np.mean(np.square(weights), axis=axes)) if xp is np else root_mean_square(weights, axes)
     if not l1_fraction:
         return found
-    # |w| with a slope of 0 at 0: JAX's own has 1 there, and channels that are closed would be moved
-    magnitude = np.abs(weights) if xp is np else weights * ops.stop_gradient(ops.sign(weights))
+    magnitude = np.abs(weights) if xp is np else absolute(weights)
     return (1 - l1_fraction) * found + l1_fraction * xp.mean(magnitude, axis=axes)
+
+
+def absolute(weights: Any) -> Any:
+    """|w| with a slope of 0 at 0: JAX's own has 1 there, and channels that are closed would be moved."""
+    return weights * ops.stop_gradient(ops.sign(weights))
 
 
 def root_mean_square(weights: Any, axes: tuple[int, ...]) -> Any:
@@ -215,7 +219,7 @@ class WeightOpenness(keras.layers.Layer):
 
     def _size(self, layer: Any) -> Any:
         if self.of == "gamma":
-            return ops.cast(ops.abs(layer.gamma), "float32")
+            return absolute(ops.cast(layer.gamma, "float32"))
         kernel, axes = kernel_of(layer)
         return ops.reshape(weight_size(ops.cast(kernel, "float32"), axes, self.l1_fraction, ops), (-1,))
 

@@ -290,6 +290,18 @@ def test_a_reading_of_weights_is_what_the_last_step_began_with(kind: str) -> Non
     assert np.abs(np.diff(latest, axis=0)).max(axis=1).min() > 0
 
 
+def test_a_scale_of_zero_stays_where_nothing_but_its_price_moves_it() -> None:
+    model = network()
+    scales = model.get_layer("c_norm").gamma
+    scales.assign(np.repeat([0.0, 1.0, -1.0], (8, 12, 12)))
+    gated = Gamma(flops(model), strength=1.0).attach(model)
+    gated.compile(keras.optimizers.SGD(1.0), lambda target, found: 0 * keras.ops.mean(found))
+    gated.fit(*data(16), 16, verbose=0)
+    moved = keras.ops.convert_to_numpy(gated.get_layer("c_norm").gamma) - keras.ops.convert_to_numpy(scales)
+    assert not moved[:8].any()
+    assert moved[8:20].max() < 0 < moved[20:].min()
+
+
 class Sized(layers.Layer):
     """The sum of the sizes of a kernel's channels."""
 
