@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +51,7 @@ def fit_predictor(
             if rows.sum() >= least:
                 coefficients[name] = _relative_nnls(terms[rows], latency_ms[rows])
             elif rows.sum() >= MIN_SCALED:
-                place = int(np.flatnonzero(rows)[0])
-                wider = next(k for k, level in enumerate(levels[place]) if name in level) + 1
-                known = next(k for level in levels[place][wider:] if (k := [n for n in level if n in coefficients]))
-                shared = max((np.array(coefficients[n]) for n in known), key=lambda c: float(np.sum(terms[rows] @ c)))
+                shared = _slowest_wider(name, levels[int(np.flatnonzero(rows)[0])], coefficients, terms[rows])
                 factor = float(np.median(latency_ms[rows] / (terms[rows] @ shared)))
                 coefficients[name] = tuple((factor * shared).tolist())
     cold, hull = _fit_cold(measured, terms), _hull(measured)
@@ -63,6 +60,16 @@ def fit_predictor(
         return base
     trees = fit_trees(features(ops), np.log(latency_ms / base.latency_ms(ops)))
     return dataclasses.replace(base, trees=trees)
+
+
+def _slowest_wider(
+    name: str, levels: Sequence[Sequence[str]], coefficients: Mapping[str, tuple[float, ...]], terms: Floats
+) -> Floats:
+    """Of what is one wider than a regime and has coefficients, those by which these terms take longest."""
+    place = next(k for k, level in enumerate(levels) if name in level)
+    found = next(level for level in levels[place + 1 :] if any(other in coefficients for other in level))
+    known = [np.array(coefficients[other]) for other in found if other in coefficients]
+    return max(known, key=lambda shared: float(np.sum(terms @ shared)))
 
 
 def _relative_nnls(terms: Floats, latency_ms: Floats) -> tuple[float, ...]:
