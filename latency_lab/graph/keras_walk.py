@@ -103,7 +103,7 @@ class Wiring:
 def wiring(model: Any) -> Wiring:
     """How the layers of a functional or built Sequential Keras model are wired.
 
-    Passthrough layers (gates and penalties) are left out; a reader with a mask (`gates.MaskedReader`) is the layer in it.
+    Passthrough layers (gates, penalties) are left out; a reader with a mask (`gates.MaskedReader`) is the layer in it.
 
     Raises:
         UnsupportedModelError: the model is subclassed or not built.
