@@ -21,7 +21,7 @@ from keras import layers
 from latency_lab.cost import FlopsCost, LatencyCost, linearised_loss, worst_of
 from latency_lab.cost.formula import formula_from_json
 from latency_lab.errors import UsageError
-from latency_lab.gates import Gates, masked
+from latency_lab.gates import ChannelMask, Gates, MaskedReader, masked
 from latency_lab.graph import ChannelGraph
 from latency_lab.profiles.correction import NetworkCorrection
 from latency_lab.shrink import shrink
@@ -385,6 +385,40 @@ def test_a_price_is_a_float32_whatever_precision_keras_defaults_to(precision: st
     finally:
         keras.config.set_floatx("float32")
     assert keras.ops.convert_to_numpy(found) == pytest.approx(cost.gradient(None), rel=1e-5)
+
+
+class Trained(layers.Layer):
+    """A mask that is a weight."""
+
+    def build(self, input_shape: Any) -> None:
+        self.mask = self.add_weight(shape=(4,), initializer=keras.initializers.Constant([0.0, 1.0, 0.5, 1.0]))
+
+    def call(self, anchor: Any) -> Any:
+        return keras.ops.convert_to_tensor(self.mask)
+
+    def compute_output_spec(self, anchor: Any) -> Any:
+        return keras.KerasTensor((4,), "float32")
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Dense"])
+def test_a_mask_on_a_kernel_and_one_on_its_input_learn_alike(kind: str) -> None:
+    slots = [2, -1, 0, 1, 3]
+    rng = np.random.default_rng(0)
+    x, target = (rng.normal(size=(8, 7, channels)).astype("float32") for channels in (5, 3))
+    learned = []
+    for on_kernel in (True, False):
+        keras.utils.set_random_seed(0)
+        layer = layers.Conv1D(3, 3, padding="same") if kind == "Conv1D" else layers.Dense(3)
+        tensor, trained = keras.Input((7, 5)), Trained()
+        mask = trained(tensor)
+        found = MaskedReader(layer, slots)([tensor, mask]) if on_kernel else layer(ChannelMask(slots)([tensor, mask]))
+        model = keras.Model(tensor, found)
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(x, target, 8, 3, verbose=0)
+        learned.append([keras.ops.convert_to_numpy(w) for w in (layer.kernel, layer.bias, trained.mask)])
+    for one, other in zip(*learned, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert np.abs(learned[0][2] - [0.0, 1.0, 0.5, 1.0]).min() > 1e-4, "the mask learned nothing"
 
 
 # ---- a training that was cut off ----------------------------------------------------------------------------------
