@@ -117,6 +117,10 @@ class MaskedReader(keras.layers.Wrapper):
         with keras.StatelessScope([(weight, seen if weight is kernel else weight) for weight in self.layer.variables]):
             return self.layer(x)
 
+    def compute_output_spec(self, inputs: Any) -> Any:
+        """That of the layer, in its precision."""
+        return self.layer.compute_output_spec(inputs[0])
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """That of the layer."""
         return self.layer.compute_output_shape(input_shape[0])

@@ -67,6 +67,17 @@ def test_readers_of_shrinkable_channels_are_masked_by_one_draw_a_step() -> None:
     assert not np.array_equal(first, drawn(IMAGES, training=True)[0])
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_gated_model_says_the_precision_of_each_layer(policy: str) -> None:
+    keras.config.set_dtype_policy(policy)
+    try:
+        model, *_, clone = gated()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for layer in model.layers:
+        assert clone.get_layer(layer.name).output.dtype == layer.output.dtype, layer.name
+
+
 READERS = {
     "Conv1D": (lambda: layers.Conv1D(5, 3, strides=2, padding="same", activation="relu"), (7, 4)),
     "Conv2D": (lambda: layers.Conv2D(5, (3, 2), padding="same", use_bias=False), (6, 5, 4)),
