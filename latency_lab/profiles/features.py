@@ -45,7 +45,7 @@ def work(ops: Sequence[OpConfig], quanta: tuple[int, int], cached: float = np.in
     """
     rows = []
     for op in ops:
-        taps = op.kernel_size[0] * op.kernel_size[1] * op.kernel_depth
+        weights = op.weight_bytes
         if op.kind in KERNELED:
             stepped = op.macs * _filled(op.out_channels, quanta[1])
         else:
@@ -55,10 +55,15 @@ def work(ops: Sequence[OpConfig], quanta: tuple[int, int], cached: float = np.in
             stepped = op.output_positions
         if op.kind in MIXING:
             stepped *= _filled(op.in_channels // op.groups, quanta[0])
-        read = taps * op.in_channels * op.output_height * op.output_depth * op.batch if op.kind in KERNELED else 0
-        far = max(0.0, op.weight_bytes - cached) if op.output_positions == 1 else 0.0
-        rows.append([1e6, stepped, op.input_bytes, op.weight_bytes, op.output_bytes, read, far])
+        read = _rows(op) if op.kind in KERNELED else 0
+        far = weights - cached if weights > cached and op.output_positions == 1 else 0.0
+        rows.append([1e6, stepped, op.input_bytes, weights, op.output_bytes, read, far])
     return np.array(rows, np.float64).reshape(len(ops), WORK) * 1e-6
+
+
+def _rows(op: OpConfig) -> int:
+    taps = op.kernel_size[0] * op.kernel_size[1] * op.kernel_depth
+    return taps * op.in_channels * op.output_height * op.output_depth * op.batch
 
 
 def features(ops: Sequence[OpConfig]) -> npt.NDArray[np.float32]:
@@ -69,8 +74,10 @@ def features(ops: Sequence[OpConfig]) -> npt.NDArray[np.float32]:
     """
     shape = {name: np.array([getattr(op, name) for op in ops], np.float64) for name in _STATIC}
     dense = np.array([op.kind == "dense" for op in ops], bool)
-    shape["batch"] = np.where(dense, [op.output_positions for op in ops], shape["batch"])
-    shape |= {name: np.where(dense, 1.0, shape[name]) for name in _SHAPE if name != "batch"}
+    if dense.any():
+        shape["batch"][dense] = [op.output_positions for op in ops if op.kind == "dense"]
+        for name in _SHAPE[1:]:
+            shape[name][dense] = 1.0
     kernel = np.array([(*op.kernel_size, op.kernel_depth, *op.strides, op.dilation[0]) for op in ops], np.float64)
     kernel = kernel.reshape(len(ops), 6)
     taps = kernel[:, :3].prod(axis=1)

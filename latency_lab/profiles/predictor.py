@@ -59,13 +59,16 @@ class Predictor:
         if not ops:
             return np.zeros(0)
         found = work(ops, self.quanta, self.cached)
-        rows = zip(ops, found, strict=True)
-        base = np.array([max(FLOOR_MS, *((row * c).sum() for c in self._coefficients(op))) for op, row in rows])
+        levels = [regimes(op, self.block) for op in ops]
+        known = {level: self._coefficients(level) for level in set(levels)}
+        tables = (np.array([known[level][end] for level in levels]) for end in (0, -1))  # a level has two names at most
+        slower = np.maximum(*((found * table).sum(axis=1) for table in tables))
+        base: Floats = np.maximum(slower, FLOOR_MS)
         return base if self.trees is None else base * np.exp(self.trees(features(ops)))
 
-    def _coefficients(self, op: OpConfig) -> list[Floats]:
+    def _coefficients(self, levels: tuple[tuple[str, ...], ...]) -> list[Floats]:
         """Those of the narrowest regimes that were measured."""
-        found = next(level for level in regimes(op, self.block) if any(name in self.coefficients for name in level))
+        found = next(level for level in levels if any(name in self.coefficients for name in level))
         return [_whole(self.coefficients[name]) for name in found if name in self.coefficients]
 
     def cold_extra_ms(self, ops: Sequence[OpConfig]) -> Floats:
