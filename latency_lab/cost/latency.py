@@ -242,6 +242,6 @@ def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
     network = profile.network
     if profile.kind == "analytic" or not network.c_ms_per_byte:
         return None
-    weights = Polynomial.of(ops, lambda op: op.weight_bytes)
-    most = numpy.array([most_warm(op, network.alone_bytes) for op in ops])
+    weights = Polynomial.of(ops, lambda op: network.price(op) * op.weight_bytes)
+    most = numpy.array([network.price(op) * most_warm(op, network.alone_bytes) for op in ops])
     return Excess(weights, network.c_ms_per_byte, network.cached_bytes, most)

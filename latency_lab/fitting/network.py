@@ -1,7 +1,9 @@
 """Fits the whole-network correction on networks that were measured beside the operations.
 
-    argmin over a of each group, cold_share, b, c of
-    sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * bytes) / measured - 1)
+    argmin over a of each group, once, cold_share, b, c of
+    sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * beyond) / measured - 1)
+
+    beyond = max(0, bytes + once * bytes of kernels at one position - cached)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
 absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
@@ -26,13 +28,14 @@ from latency_lab.profiling import Journal
 
 Floats = npt.NDArray[np.float64]
 
-PRIOR = np.array([*[1.0] * len(GROUPS), 0.3, 0.0, 0.0])
-LOWER = np.array([*[0.6] * len(GROUPS), 0.0, -np.inf, 0.0])
-UPPER = np.array([*[1.6] * len(GROUPS), 1.5, 0.02, 1e-6])
+PRIOR = np.array([*[1.0] * len(GROUPS), 1.0, 0.3, 0.0, 0.0])
+LOWER = np.array([*[0.6] * len(GROUPS), 0.0, 0.0, -np.inf, 0.0])
+UPPER = np.array([*[1.6] * len(GROUPS), 2.0, 1.5, 0.02, 1e-6])
 FACTOR_WEIGHT, OTHERS_WEIGHT = 0.05, 0.02
 """Of the prior against one network's relative error: for each factor, however little of the time its kinds take, and
-for the other terms by their share of the time. Some kinds take little of the generated networks' time and more of real
-ones; a factor of 0.86 that such kinds were given in one run did not hold for the networks of another."""
+for the other terms by their share of the time (once: of the weights). Some kinds take little of the generated networks'
+time and more of real ones; a factor of 0.86 that such kinds were given in one run did not hold for the networks of
+another."""
 CHEAP = 0.05
 """The quantile of the networks' kernels that b leaves at `LEAST` of their own time, at most."""
 CLOSE = 0.02
@@ -59,24 +62,22 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
     hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
-    shared = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
-    alone = closest_cache(journal.identity)
-    uncorrected = NetworkCorrection(alone_bytes=alone)
-    warm = np.array([sum(map(uncorrected.warm_bytes, ops)) for ops in networks])
-    terms = {kept: np.column_stack([shared, np.maximum(warm - kept, 0.0)]) for kept in told_apart(warm)}
+    terms = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
-    tried = {kept: leave_one_out(terms[kept], latency, least_b) for kept in terms}
+    sizes = told_apart(terms[:, -2:].sum(axis=1))
+    tried = {kept: leave_one_out(terms, latency, least_b, kept) for kept in sizes}
     kept = fewest(tried)
-    found, residuals = _solve(terms[kept], latency, least_b), tried[kept]
+    found, residuals = _solve(terms, latency, least_b, kept), tried[kept]
+    *a, once, share, b, c = found.tolist()
     return NetworkCorrection(
-        a={group: round(float(a), 6) for group, a in zip(GROUPS, found, strict=False)},
-        b_ms=float(found[-2]),
-        c_ms_per_byte=float(found[-1]),
-        cold_share=float(found[-3]) if terms[kept][:, len(GROUPS) : 2 * len(GROUPS)].any() else 0.0,
+        a={group: round(factor, 6) for group, factor in zip(GROUPS, a, strict=True)},
+        b_ms=b,
+        c_ms_per_byte=c,
+        cold_share=share if terms[:, len(GROUPS) : 2 * len(GROUPS)].any() else 0.0,
         residuals=tuple(round(float(r), 5) for r in residuals),
         half_width=conformal_quantile(np.abs(residuals), 0.9),
         cached_bytes=kept,
-        alone_bytes=alone,
+        once=round(once, 6),
     )
 
 
@@ -135,51 +136,59 @@ def conformal_quantile(errors: npt.ArrayLike, level: float) -> float:
 
 
 def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats) -> list[float]:
-    """[hot times of each group, cold - hot of each group, number of kernels]."""
+    """[hot times of each group, cold - hot of each group, number of kernels, bytes at many positions and at one]."""
     groups = np.array([group_of(op) for op in ops])
     sums = [float(ms[groups == g].sum()) for ms in (hot_ms, cold_ms - hot_ms) for g in GROUPS]
-    return [*sums, float(len(ops))]
+    weights = [float(sum(op.weight_bytes for op in ops if (op.output_positions == 1) == one)) for one in (False, True)]
+    return [*sums, float(len(ops)), *weights]
 
 
 def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:
     return np.array([prediction.latency_ms for prediction in profile.predict(ops)])
 
 
-def leave_one_out(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:
+def leave_one_out(terms: Floats, latency_ms: Floats, least_b: float, cached: float) -> Floats:
     """predicted / measured - 1 of each network by a fit that has not seen it, [n].
 
     Args:
-        terms: hot and cold - hot of each group, ms, kernels and bytes of each network, [n, 2 * groups + 2].
+        terms: hot and cold - hot of each group, ms, kernels, and bytes of those at many positions and of those at one,
+            of each network, [n, 2 * groups + 3].
         latency_ms: measured, [n].
         least_b: the lower bound of b, ms.
+        cached: bytes of weights that cost nothing.
     """
     chosen = np.arange(len(latency_ms))
-    fits = [_solve(terms[chosen != i], latency_ms[chosen != i], least_b) for i in chosen]
-    return np.array([float(terms[i] @ _coefficients(fits[i]) / latency_ms[i] - 1) for i in chosen])
+    fits = [_solve(terms[chosen != i], latency_ms[chosen != i], least_b, cached) for i in chosen]
+    return np.array([float(_latency_ms(terms[i], fits[i], cached) / latency_ms[i] - 1) for i in chosen])
 
 
-def _coefficients(x: Floats) -> Floats:
-    """What each column of the terms is multiplied by, of x = (a of each group, cold_share, b, c)."""
-    a, (share, b, c) = x[: len(GROUPS)], x[len(GROUPS) :]
-    return np.array([*a, *(share * a), b, c])
+def _latency_ms(terms: Floats, x: Floats, cached: float) -> Floats:
+    """Of networks, [...], by x = (a of each group, once, cold_share, b, c); terms [..., 2 * groups + 3]."""
+    a, (once, share, b, c) = x[: len(GROUPS)], x[len(GROUPS) :]
+    beyond = np.maximum(terms[..., -2:] @ np.array([1.0, once]) - cached, 0.0)
+    return np.asarray(terms[..., :-2] @ np.array([*a, *(share * a), b]) + c * beyond)
 
 
-def _solve(terms: Floats, latency_ms: Floats, least_b: float) -> Floats:
+def _solve(terms: Floats, latency_ms: Floats, least_b: float, cached: float) -> Floats:
     """Bounded robust least squares of relative errors, with a pull of each number towards its prior."""
     from scipy.optimize import least_squares
 
     lower = LOWER.copy()
     lower[-2] = least_b
     sizes, groups = np.abs(terms).mean(axis=0), len(GROUPS)
-    scale = np.maximum([*sizes[:groups], sizes[groups : 2 * groups].sum(), *sizes[2 * groups :]], 1e-12)
-    design = terms / latency_ms[:, None]
-    pull = OTHERS_WEIGHT * scale / scale[:groups].sum()
+    beyond = float(np.maximum(terms[:, -2:].sum(axis=1) - cached, 0.0).mean())
+    others = [sizes[groups : 2 * groups].sum(), sizes[2 * groups], beyond]
+    scale = np.maximum([*sizes[:groups], 1.0, *others], 1e-12)
+    pull = OTHERS_WEIGHT * scale / sizes[:groups].sum()
     pull[:groups] = FACTOR_WEIGHT
+    pull[groups] = OTHERS_WEIGHT * sizes[-1] / max(sizes[-2:].sum(), 1e-12)
     start = np.clip(PRIOR, lower + 1e-9, UPPER - 1e-9) * scale
 
     def residuals(x: Floats) -> Floats:
         found = x / scale
-        return np.concatenate([design @ _coefficients(found) - 1.0, np.sqrt(len(terms)) * pull * (found - PRIOR)])
+        relative = _latency_ms(terms, found, cached) / latency_ms - 1.0
+        return np.concatenate([relative, np.sqrt(len(terms)) * pull * (found - PRIOR)])
 
-    found = least_squares(residuals, start, bounds=(lower * scale, UPPER * scale), loss="soft_l1", f_scale=CLOSE)
+    bounds = (lower * scale, UPPER * scale)
+    found = least_squares(residuals, start, bounds=bounds, x_scale="jac", loss="soft_l1", f_scale=CLOSE)
     return np.asarray(found.x / scale, np.float64)

@@ -2,15 +2,16 @@
 
     latency = sum_k (a_g(k) * kernel_ms_k + b) + c * max(0, sum_k warm_k - cached)
     kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
-    warm_k = min(weights_k, alone) of a kernel at one position, else weights_k
+    warm_k = once * min(weights_k, alone) of a kernel at one position, else weights_k
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
 it does, so a is a number for each group of kinds. Of the network's weights a cache keeps some bytes from one run to the
-next; the rest come from beyond it in every run. A kernel at one position (dense, squeeze-and-excite) uses each weight
-once: what the cache closest to the core does not hold it reads from beyond alone, too, and that is in its time. One at
-many positions goes over its weights again and again, and finds them close by after the first time. The sizes of the
-caches are read from the device; all else is fitted on whole networks that were measured there.
+next; the rest come from beyond it in every run. A kernel at many positions goes over its weights again and again, and
+finds them close by after the first time. One at one position (dense, squeeze-and-excite) uses each weight once, one
+after the other: alone it reads at the speed of the cache that holds them, inside of a network at that of the memory, so
+that a weight has a price of its own there. All is fitted on whole networks that were measured on the device. (Profiles
+of before have no such price, and take what the cache closest to the core does not hold for paid: alone.)
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class NetworkCorrection:
         half_width: half of the relative interval that holds 90 % of networks (conformal on `residuals`).
         cached_bytes: of all weights, what the cache keeps from one run to the next.
         alone_bytes: of the weights of a kernel at one position, what a cache keeps when it runs alone; None: all.
+        once: what a weight of a kernel at one position costs, in parts of `c_ms_per_byte`.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class NetworkCorrection:
     half_width: float = 0.0
     cached_bytes: float = 0.0
     alone_bytes: float | None = None
+    once: float = 1.0
 
     def per_kernel_ms(self, op: OpConfig, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """What a kernel adds to a network, its weights apart, ms; an array of times gives an array."""
@@ -74,8 +77,12 @@ class NetworkCorrection:
         return np.asarray(np.maximum(scaled + self.b_ms, LEAST * scaled))
 
     def warm_bytes(self, op: OpConfig) -> float:
-        """Weights that a kernel found in a cache when it ran alone."""
-        return min(float(op.weight_bytes), most_warm(op, self.alone_bytes))
+        """Weights that a kernel found in a cache when it ran alone, in bytes at the price of c."""
+        return self.price(op) * min(float(op.weight_bytes), most_warm(op, self.alone_bytes))
+
+    def price(self, op: OpConfig) -> float:
+        """What a weight of a kernel of these positions costs, in parts of c."""
+        return self.once if op.output_positions == 1 else 1.0
 
     def memory_ms(self, warm_bytes: npt.ArrayLike) -> float:
         """What reading a network's weights from memory adds to the times of its kernels, ms.

@@ -68,7 +68,7 @@ def flops(model: Any) -> FlopsCost:
     return FlopsCost(ChannelGraph.from_model(model))
 
 
-CORRECTION = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e3, alone_bytes=300.0)
+CORRECTION = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e3, alone_bytes=300.0, once=0.5)
 """Weights beyond the first cost a third of the network; of the dense head, at one position, 300 bytes count at most."""
 
 

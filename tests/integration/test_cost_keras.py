@@ -20,7 +20,7 @@ tf = pytest.importorskip("tensorflow")
 
 GRAPH = residual_net()
 CORRECTION = NetworkCorrection(
-    a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7, cached_bytes=2e3, alone_bytes=520.0
+    a={"window": 1.1, "pointwise": 1.2}, b_ms=-0.001, c_ms_per_byte=1e-7, cached_bytes=2e3, alone_bytes=520.0, once=0.5
 )
 """The dense layer has 40 bytes of weights a channel and 40 more: from 12 channels on, a knot, 520 of them count."""
 LATENCY = LatencyCost(GRAPH, StepProfile(CORRECTION))

@@ -86,8 +86,8 @@ def test_the_cold_part_of_a_kernel_has_its_group_s_factor():
     hot, cold = rng.uniform(0.5, 3.0, (40, 4)), rng.uniform(0.2, 1.0, (40, 4))
     a, share = np.array([1.1, 0.9, 1.3, 1.0]), 0.4
     latency = (hot + share * cold) @ a
-    terms = np.column_stack([hot, cold, np.full(40, 12.0), np.zeros(40)])
-    assert np.abs(leave_one_out(terms, latency, -1.0)).max() < 0.01
+    terms = np.column_stack([hot, cold, np.full(40, 12.0), np.zeros((40, 2))])
+    assert np.abs(leave_one_out(terms, latency, -1.0, 0.0)).max() < 0.01
 
 
 def test_the_step_is_found(profile):
@@ -156,10 +156,12 @@ def test_weights_that_a_lone_kernel_read_from_beyond_the_cache_are_not_charged_a
     assert [plain.memory_ms([1e6]), plain.memory_ms([1e6, 3e6])] == pytest.approx([1.0, 4.0])
     assert [cached.memory_ms([1e6]), cached.memory_ms([1e6, 3e6])] == pytest.approx([0.0, 2.0])
     alone = NetworkCorrection(c_ms_per_byte=1e-6, cached_bytes=2e6, alone_bytes=5e6)
+    cheap = NetworkCorrection(c_ms_per_byte=1e-6, once=0.5)
     small, large = (OpConfig("dense", in_channels=1000, out_channels=n, use_bias=False) for n in (1000, 2250))
     many = OpConfig("conv2d", height=7, width=7, in_channels=1000, out_channels=2250, use_bias=False)
     assert [alone.warm_bytes(op) for op in (small, large, many)] == [4e6, 5e6, 9e6]
     assert [plain.warm_bytes(op) for op in (small, large, many)] == [4e6, 9e6, 9e6]
+    assert [cheap.warm_bytes(op) for op in (small, large, many)] == [2e6, 4.5e6, 9e6]
     assert alone.latency_ms([large, many], [1.0, 2.0]) == pytest.approx(1.0 + 2.0 + 5.0 + 9.0 - 2.0)
     assert list(NetworkCorrection(b_ms=-1.0).per_kernel_ms(CONV, [10.0, 0.5])) == pytest.approx([9.0, 0.05])
 
@@ -168,14 +170,26 @@ def test_a_fit_that_knows_the_cache_is_closest_to_networks_it_has_not_seen():
     rng = np.random.default_rng(0)
     hot = rng.uniform(0.5, 3.0, (40, 4))
     weights = np.exp(rng.uniform(np.log(1e6), np.log(200e6), 40))
-    columns = {size: np.maximum(weights - size, 0.0) for size in CACHED_BYTES}
+    terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), weights, np.zeros(40)])
     for true in CACHED_BYTES[::4]:
-        latency = hot.sum(axis=1) + 5e-8 * columns[true]
-        errors = {}
-        for size, beyond in columns.items():
-            terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), beyond])
-            errors[size] = float(np.abs(leave_one_out(terms, latency, -1.0)).mean())
+        latency = hot.sum(axis=1) + 5e-8 * np.maximum(weights - true, 0.0)
+        errors = {size: float(np.abs(leave_one_out(terms, latency, -1.0, size)).mean()) for size in CACHED_BYTES}
         assert min(errors, key=errors.get) == true
+
+
+@pytest.mark.parametrize("once", [0.4, 1.5])
+def test_a_fit_finds_what_weights_cost_that_are_used_once_a_run(once):
+    rng = np.random.default_rng(0)
+    hot, weights = rng.uniform(0.5, 3.0, (40, 4)), np.exp(rng.uniform(np.log(1e6), np.log(30e6), (40, 2)))
+    latency = hot.sum(axis=1) + 5e-8 * np.maximum(weights @ [1.0, once] - 2e6, 0.0)
+    terms = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), weights])
+    assert np.abs(leave_one_out(terms, latency, -1.0, 2e6)).max() < 0.01
+    assert (
+        np.abs(
+            leave_one_out(np.column_stack([terms[:, :-2], weights.sum(axis=1), 0 * weights[:, 0]]), latency, -1.0, 2e6)
+        ).max()
+        > 0.02
+    )
 
 
 def test_no_size_of_cache_is_tried_that_few_weights_are_beyond():
