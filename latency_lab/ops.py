@@ -70,6 +70,8 @@ ACTIVATIONS = frozenset(
 """What an "activation" operation does to each number; those of a network, and the arithmetic that exports leave."""
 SHORT_ROW = 8
 """Channels that fill no vector register."""
+BRICK = 16
+"""Channels that lie together in the layout that Ethos-U prefers."""
 BROADCASTS = ("", "channels", "positions", "scalar", "innermost")
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -108,6 +110,8 @@ class OpConfig:
         residual: a fused add: the output has a tensor of its own shape added to it before the activation.
         output_size: (rows, columns) of the output of a resize, slice or reshape.
         depth, kernel_depth, stride_depth: of a conv3d, the third axis of positions, kernel and stride.
+        linear: "input" or "output" where that tensor lies in memory position by position, whole, on a device that has
+            blocks of channels and stripes of rows elsewhere.
 
     Example:
         >>> from latency_lab.ops import OpConfig
@@ -137,6 +141,7 @@ class OpConfig:
     depth: int = 1
     kernel_depth: int = 1
     stride_depth: int = 1
+    linear: Literal["", "input", "output"] = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -352,6 +357,8 @@ class OpConfig:
             words.append(f"by {self.broadcast}")
         if self.residual:
             words.append("residual")
+        if self.linear:
+            words.append(f"linear {self.linear}")
         if self.activation:
             words.append(self.activation)
         if self.kind in KERNELED:

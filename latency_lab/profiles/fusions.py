@@ -10,6 +10,10 @@ conv that reads it, whose image then comes from nearer than an input does.
 Rules that add kernels. "input+transpose": the runtime works channels first, and each image that comes in is transposed.
 "concatenate+copy" and "pad+copy": what makes an operand of a concatenation or pad writes it to its place there, unless
 something else reads the operand too, or it is a concatenation itself: then it is copied.
+
+Rules of how tensors lie on an NPU, which keeps them in bricks of 16 channels elsewhere (`OpConfig.linear`).
+"concatenate+linear": a concatenation of parts that are not of whole bricks has none. "slice+linear": a slice is read
+where it lies in the tensor that it is of, which then has none either.
 """
 
 from __future__ import annotations
@@ -19,13 +23,15 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from latency_lab.ops import BINARY, Network, OpConfig
+from latency_lab.ops import BINARY, BRICK, Network, OpConfig
 
 INPUT_TRANSPOSE = "input+transpose"
 SCALE_SHIFT = "scale+shift"
 IMAGE_CONV = "image+conv2d"
 COPIES = {"concatenate+copy": "concatenate", "pad+copy": "pad"}
 """Rule -> the kind whose operands it copies."""
+LINEAR = {"concatenate+linear": "concatenate", "slice+linear": "slice"}
+"""Rule -> the kind whose result has no bricks of channels."""
 ADDING = frozenset({INPUT_TRANSPOSE, *COPIES})
 """Rules that add kernels."""
 
@@ -90,7 +96,8 @@ def fuse(network: Network, fusions: Collection[str]) -> tuple[Kernel, ...]:
         for node in order
     )
     found = (*transposes, *rest)
-    return _with_copies(found, {kind for rule, kind in COPIES.items() if rule in fusions})
+    copied = _with_copies(found, {kind for rule, kind in COPIES.items() if rule in fusions})
+    return _with_linear(copied, {kind for rule, kind in LINEAR.items() if rule in fusions})
 
 
 def fused_network(network: Network, fusions: Collection[str]) -> Network:
@@ -188,6 +195,29 @@ def _copy_of(kernel: Kernel, source: int) -> Kernel:
     op = kernel.op
     size = (op.batch, op.output_height, op.output_width, op.out_channels, op.out_channels)
     return Kernel(OpConfig("avg_pool", *size, dtype=op.dtype), (kernel.nodes or (kernel.main,))[-1], (), (source,))
+
+
+def _with_linear(kernels: tuple[Kernel, ...], kinds: Collection[str]) -> tuple[Kernel, ...]:
+    """The kernels with `OpConfig.linear` of those that read what results of these kinds are, and of copies that are
+    made for a pad of which a slice is read."""
+    linear = {k for k, kernel in enumerate(kernels) if kernel.op.kind in kinds and _has_no_bricks(kernel, kernels)}
+    sliced = {i for k in linear if kernels[k].op.kind == "slice" for i in kernels[k].inputs if i >= 0}
+    padded = {i for k in sliced if kernels[k].op.kind == "pad" for i in kernels[k].inputs}
+    found = []
+    for index, kernel in enumerate(kernels):
+        op = kernel.op
+        if kernel.inputs[0] in linear and index not in linear:
+            op = dataclasses.replace(op, linear="input")
+        elif index in padded and not kernel.nodes:
+            op = dataclasses.replace(op, linear="output")
+        found.append(dataclasses.replace(kernel, op=op))
+    return tuple(found)
+
+
+def _has_no_bricks(kernel: Kernel, kernels: tuple[Kernel, ...]) -> bool:
+    """Whether it is a slice, or a concatenation of parts that are not of whole bricks."""
+    parts = [kernels[i].op.out_channels for i in kernel.inputs if i >= 0]
+    return kernel.op.kind == "slice" or any(part % BRICK for part in parts)
 
 
 def _merge(

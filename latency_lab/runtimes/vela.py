@@ -10,15 +10,21 @@ Ethos-U85 chains arithmetic onto what makes its operand last, whose row then has
 constants is never behind a convolution, whose weights and bias would have taken it in, and a gate by channels is made
 after what it scales: these stand behind a concatenation, onto which nothing is chained. A sum of two tensors is chained
 in networks as well, and costs what the convolution before it has more than its twin, which makes the other operand.
+
+A concatenation or a slice without bricks of channels (`OpConfig.linear`) is not made stripe by stripe: it lies whole,
+and what it is made of, or what is made of it, lies beside it. If it takes more than half of the small memory, it is in
+the slow one, position by position, just as the network's own inputs and outputs are: then nothing comes before an
+operation that reads it, or after one that writes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from latency_lab.errors import UsageError
-from latency_lab.ops import BINARY, Network, OpConfig
+from latency_lab.ops import BINARY, BRICK, Network, OpConfig
 from latency_lab.runtimes import base
 from latency_lab.runtimes.litert import LiteRT
 from latency_lab.runtimes.vela_worker import DEFAULT, Target, context_mark
@@ -30,10 +36,10 @@ _CONTEXT_SHARE, _CONTEXT_CHANNELS = 4, (8, 64)
 """What is before and after has a fourth of the channels, within these limits."""
 _LUTS = ("hard_sigmoid", "hard_swish", "leaky_relu", "sigmoid", "tanh")
 """Activations that are one look-up, which the NPU does on the way out of a convolution."""
-_BRICK = 16
-"""Channels that lie together in the layout Vela prefers. A concatenation that splits them is in the slower one."""
 _COPIES = frozenset({"concatenate+copy", "pad+copy"})
 """Seen in what Vela 5.2 makes of them: the copy takes the cycles of an average pooling of one position."""
+_LINEAR = frozenset({"concatenate+linear", "slice+linear"})
+"""Seen on NPUs whose own memory stands in front of a slower one, as Vela 5.2 configures Ethos-U65 and U85."""
 _READS = frozenset({"pad+conv2d", "pad+depthwise_conv2d", "image+conv2d"})
 """The NPU pads what it reads; and an image that was scaled lies in its own memory, a network's input does not."""
 
@@ -81,9 +87,13 @@ class Vela:
     @property
     def expected_fusions(self) -> frozenset[str]:
         """Look-ups in the convolution that makes their operand, pads and scaled images in the one that reads them,
-        and copies of operands of concatenations and pads."""
+        copies of operands of concatenations and pads, and tensors without bricks where that makes them slow."""
         lut = frozenset(f"{kind}+{name}" for kind in ("conv2d", "depthwise_conv2d", "dense") for name in _LUTS)
-        return lut | _READS | _COPIES
+        return lut | _READS | _COPIES | (_LINEAR if self._cache_bytes else frozenset())
+
+    @property
+    def _cache_bytes(self) -> int | None:
+        return Target.of(self.target or DEFAULT).cache_bytes
 
     def fusions(self, precision: str) -> tuple[frozenset[str], frozenset[str]]:
         """Merges by the converter and by Vela.
@@ -105,7 +115,7 @@ class Vela:
         base.check(self, network)
         if len(network.nodes) > 1:
             return _LITERT.build(network)
-        wrapped, before, after = in_context(network.nodes[0][0])
+        wrapped, before, after = in_context(network.nodes[0][0], self._cache_bytes)
         return _LITERT.build(wrapped) + context_mark(before, after)
 
     def contexts_of(self, op: OpConfig) -> tuple[OpConfig, ...]:
@@ -119,12 +129,16 @@ class Vela:
         return _LITERT.reason_unsupported(op)
 
 
-def in_context(op: OpConfig) -> tuple[Network, int, int]:
+def in_context(op: OpConfig, cache_bytes: int | None = None) -> tuple[Network, int, int]:
     """The operation between 1x1 convolutions or dense layers, and how many of these are before and after it.
 
-    Tensors of at most 4 channels and floats have none: such are a network's input. What is before arithmetic by
-    channels on at least 32 of them is two convolutions or dense layers and their concatenation, which is no row of
-    Vela's table.
+    Tensors of at most 4 channels and floats have none: such are a network's input. Nor have linear tensors of more than
+    half of the small memory. What is before arithmetic by channels on at least 32 of them is two convolutions or dense
+    layers and their concatenation, which is no row of Vela's table.
+
+    Args:
+        op: the operation.
+        cache_bytes: of the NPU's own memory, in front of a slower one; None: there is no slower one.
 
     Example:
         >>> image = {"height": 8, "width": 8, "in_channels": 16, "out_channels": 16}
@@ -133,10 +147,12 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
         (['conv2d', 'conv2d', 'add', 'conv2d'], 2, 1)
     """
     shapes = base.tensor_shapes(Network.of(op))
+    ends = {"input": shapes.inputs[0], "output": shapes.outputs[-1]}
+    spilled = op.linear if cache_bytes and op.linear and 2 * math.prod(ends[op.linear]) > cache_bytes else ""
     nodes: list[tuple[OpConfig, tuple[int, ...]]] = []
     sources: list[int] = []
     for k, shape in enumerate(shapes.inputs):
-        if op.kind == "quantize" or not _has_neighbour(shape):
+        if op.kind == "quantize" or not _has_neighbour(shape) or (spilled == "input" and not k):
             sources.append(-1 - k)
             continue
         nodes += _makers(shape, len(nodes), -1 - k, joined=_by_channels(op) and not k)
@@ -145,7 +161,7 @@ def in_context(op: OpConfig) -> tuple[Network, int, int]:
     nodes.append((op, tuple(sources)))
     index = len(nodes) - 1
     output = shapes.outputs[-1]
-    after = op.kind != "dequantize" and _has_neighbour(output)
+    after = op.kind != "dequantize" and _has_neighbour(output) and spilled != "output"
     if after:
         nodes.append((_neighbour(output, output[-1], _context_channels(output)), (index,)))
     return Network(tuple(nodes)), before, int(after)
@@ -158,7 +174,7 @@ def _by_channels(op: OpConfig) -> bool:
 def _makers(shape: base.Shape, first: int, source: int, joined: bool) -> list[tuple[OpConfig, tuple[int, ...]]]:
     """What makes a tensor, the last of these nodes: `first` is the index of the first, `source` what they read."""
     inner, channels = _context_channels(shape), shape[-1]
-    part = channels // 2 // _BRICK * _BRICK
+    part = channels // 2 // BRICK * BRICK
     if not joined or not part:
         return [(_neighbour(shape, inner, channels), (source,))]
     parts = [_neighbour(shape, inner, width) for width in (part, channels - part)]

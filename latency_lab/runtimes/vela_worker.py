@@ -40,6 +40,7 @@ SYSTEMS = {
 """NPU -> what Vela 5.2 takes by default: system configuration (clock, bandwidths) and memory mode."""
 CONTEXT = ("Conv2D", "FullyConnected")
 """What stands around a lone operation, as Vela names it."""
+_CACHE = re.compile(r"Dedicated_Sram_(\d+)KB")
 _MARK = re.compile(rb"latency-lab context (\d+) (\d+)$")
 
 
@@ -73,6 +74,12 @@ class Target:
             )
         system, memory = (named or usual for named, usual in zip([*rest, "", ""], SYSTEMS[npu]))  # noqa: B905 Python 3.9 has no `strict`
         return cls(accelerator, system, memory)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Of the NPU's own memory, bytes, where tensors that do not fit into it lie in a slower one; else None."""
+        found = _CACHE.fullmatch(self.memory)
+        return 1024 * int(found[1]) if found else None
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,22 @@ def test_the_clock_and_the_memory_are_those_of_the_configuration(start, tmp_path
     assert found == pytest.approx([200, 500])
 
 
+@pytest.mark.parametrize(
+    ("kind", "linear", "cycles_of"),
+    [
+        ("activation", "", 51856),
+        ("activation", "input", 177628),
+        ("avg_pool", "", 20468),
+        ("avg_pool", "input", 177408),
+    ],
+)
+def test_a_large_tensor_without_bricks_is_read_from_the_slow_memory(cycles, kind, linear, cycles_of):
+    size = {"height": 28, "width": 28, "in_channels": 264, "out_channels": 264, "dtype": "int8"}
+    what = {"activation": "relu"} if kind == "activation" else {"strides": (2, 2), "padding": "valid"}
+    op = OpConfig(kind, **size, **what, linear=linear)
+    assert cycles(Network.of(op), "vela:ethos-u65-512") == cycles_of
+
+
 def test_what_is_left_to_the_cpu_is_listed_and_has_no_time(cycles, start, tmp_path):
     reason = "Vela leaves 3 of 3 operators to the CPU, not estimated: Dequantize, Elu, Quantize"
     assert cycles(Network.of(ELU)) == reason

@@ -188,6 +188,36 @@ def test_a_rule_of_copies_is_of_its_kind_alone():
     assert counts == [3, 3, 4]
 
 
+def test_a_concatenation_of_parts_that_are_not_of_whole_bricks_is_read_position_by_position():
+    size = {"height": 8, "width": 8, "dtype": "int8"}
+    for part, linear in ((32, ""), (24, "input")):
+        conv = OpConfig("conv2d", **size, in_channels=4, out_channels=part)
+        joined = OpConfig("concatenate", **size, in_channels=2 * part, out_channels=2 * part, operands=2)
+        relu = OpConfig("activation", **size, in_channels=2 * part, out_channels=2 * part, activation="relu")
+        network = Network(((conv, (-1,)), (conv, (-1,)), (joined, (0, 1)), (relu, (2,))))
+        found = fuse(network, {"concatenate+linear"})
+        assert [kernel.op.linear for kernel in found] == ["", "", "", linear]
+        assert [kernel.op.linear for kernel in fuse(network, ())] == [""] * 4
+    assert found[-1].op.key == "activation 8x8 linear input relu int8 48->48"
+
+
+def test_a_slice_is_read_position_by_position_and_the_pad_that_it_is_of_is_copied_so():
+    size = {"in_channels": 16, "out_channels": 16, "dtype": "int8"}
+    conv = OpConfig("conv2d", height=8, width=8, **size)
+    pad = OpConfig("pad", height=8, width=8, **size, padding=((0, 1), (0, 1)))
+    cut = OpConfig("slice", height=9, width=9, **size, output_size=(8, 8))
+    nodes = ((conv, (-1,)), (conv, (0,)), (pad, (0,)), (cut, (2,)), (conv, (3,)))
+    found = fuse(Network(nodes), {"pad+copy", "slice+linear"})
+    assert [(kernel.op.kind, kernel.op.linear) for kernel in found] == [
+        ("conv2d", ""),
+        ("conv2d", ""),
+        ("avg_pool", "output"),
+        ("pad", ""),
+        ("slice", ""),
+        ("conv2d", "input"),
+    ]
+
+
 def test_a_conv_takes_in_the_arithmetic_that_scales_a_networks_own_input():
     size = {"height": 8, "width": 8, "in_channels": 3, "dtype": "int8"}
     scale = OpConfig("multiply", **size, out_channels=3, broadcast="scalar")

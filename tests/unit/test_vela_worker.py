@@ -93,6 +93,16 @@ def test_a_target_names_what_is_not_the_default(text, target):
     assert Target.of(text) == target
 
 
+@pytest.mark.parametrize(
+    ("text", "cache_bytes"),
+    [("ethos-u55-256", None), ("ethos-u65-512", 393216), ("ethos-u85-256::Dedicated_Sram_512KB", 524288)],
+)
+def test_a_target_has_a_cache_where_a_slower_memory_is_behind_it(text, cache_bytes):
+    assert Target.of(text).cache_bytes == cache_bytes
+    rules = {"concatenate+linear", "slice+linear"} & runtimes.get(f"vela:{text}").expected_fusions
+    assert len(rules) == (2 if cache_bytes else 0)
+
+
 def test_an_unknown_accelerator_is_refused_with_those_there_are():
     with pytest.raises(UsageError, match=r"one of ethos-u55-32, .*ethos-u85-2048. Received: 'ethos-u55-512'"):
         runtimes.get("vela:ethos-u55-512")
@@ -122,6 +132,24 @@ def test_the_tensor_that_is_scaled_by_a_gate_comes_from_a_concatenation_and_the_
     assert kinds == ["conv2d", "conv2d", "concatenate", "conv2d", "multiply", "conv2d"]
     assert network.nodes[4][1] == (2, 3)
     assert (network.nodes[3][0].height, before, after) == (1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("linear", "cache_bytes", "around"),
+    [
+        ("", 8192, (1, 1)),
+        ("input", None, (1, 1)),
+        ("input", 8192, (1, 1)),
+        ("input", 8191, (0, 1)),
+        ("output", 8191, (1, 0)),
+    ],
+)
+def test_a_linear_tensor_of_more_than_half_of_the_cache_is_a_networks_own(linear, cache_bytes, around):
+    size = {"height": 8, "width": 8, "in_channels": 64, "out_channels": 64, "dtype": "int8"}
+    op = OpConfig("activation", **size, activation="relu", linear=linear)
+    network, *found = in_context(op, cache_bytes)
+    assert tuple(found) == around
+    assert len(network.nodes) == 1 + sum(around)
 
 
 def test_context_has_a_fourth_of_the_channels():
