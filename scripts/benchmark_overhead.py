@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -211,7 +212,9 @@ def text(found: Mapping[str, Any]) -> str:
 def main() -> None:
     """Runs every case that is missing, writes after each, and prints the table."""
     args = _arguments()
-    done: dict[str, Any] = {"environment": {**identity(), "keras": keras.__version__}, "profile": PROFILE, "cases": []}
+    onednn = os.environ.get("TF_ENABLE_ONEDNN_OPTS")  # TensorFlow decides by the CPU where it is not set
+    environment = {**identity(), "keras": keras.__version__, "TF_ENABLE_ONEDNN_OPTS": onednn}
+    done: dict[str, Any] = {"environment": environment, "profile": PROFILE, "cases": []}
     if args.output.exists() and not args.fresh:
         done = json.loads(args.output.read_text())
     if not args.table:
