@@ -3,7 +3,7 @@
     argmin over a of each group, once, cold_share, b, c of
     sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * beyond) / measured - 1)
 
-    beyond = max(0, bytes + once * bytes of kernels at one position - cached)
+    beyond = max(0, bytes at many positions + once * bytes at one - cached)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
 absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
