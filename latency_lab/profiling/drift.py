@@ -18,8 +18,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-MOMENT_BLOCKS = 60
-"""Blocks of a moment: a few seconds."""
+MOMENT_BLOCKS = 20
+"""Blocks of a moment: a second or two, and of runtimes that compile for long ten."""
 GOOD = 25
 """The percentile of all moments, by blocks, that is the machine's good speed."""
 LEAST_MS = 1e-6

@@ -5,10 +5,13 @@ operation. What is unstable after the rounds that all have (`Statistic.unstable`
 stable or has had `extra_rounds`: on a machine that is slowed down now and then, more rounds tell which are not. On
 reading:
 
-    latency = lower quartile over rounds of min(wall minimum, 10th percentile of thread CPU time) / slowdown
+    latency = lower quartile over rounds of min(wall minimum, 10th percentile of thread CPU time) / slowdown,
+              each round counted slowdown**-10 times
 
 and below 1 ms of the wall minimum alone. The slowdown is the machine's at that moment (`drift`), where a journal has
-enough blocks to tell. Of five rounds the lower quartile is the second lowest: what was seen once may
+enough blocks to tell: what was measured at a third less than its good speed is less certain, however it is corrected,
+since the machine does not slow all alike, nor for a whole moment. Of five rounds at one speed the lower quartile is the
+second lowest: what was seen once may
 be luck, and a minimum falls with the number of rounds, which is not the same for all. A run that is longer than a
 scheduler slice may never go through without being preempted, which thread CPU time does not count. Rounds below a
 quarter of their median are left out: of a short kernel, whose time is a span less the profiler's own part, a bad
@@ -25,10 +28,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
+
 WALL_ONLY_BELOW_MS = 1.0
 UNSTABLE_WIDTH = 0.10
 LEAST_OF_MEDIAN = 0.25
-QUARTILE = 25
+QUARTILE = 0.25
+DISTRUST = 10.0
+"""Power of the slowdown that a round counts less by: half at 1.07."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +118,11 @@ def statistic(blocks: Sequence[Mapping[str, Any]], slowdowns: npt.ArrayLike | No
     """
     slow = np.ones(len(blocks)) if slowdowns is None else np.asarray(slowdowns, np.float64)
     found = np.array([block_latency_ms(block) for block in blocks]) / slow
-    rounds = found[found >= LEAST_OF_MEDIAN * np.median(found)]
+    kept = found >= LEAST_OF_MEDIAN * np.median(found)
+    rounds, trust = found[kept], slow[kept] ** -DISTRUST
     draws = np.random.default_rng(0).integers(0, len(rounds), (200, len(rounds)))
-    low, high = np.percentile(np.percentile(rounds[draws], QUARTILE, axis=1), [5, 95])
-    latency = float(np.percentile(rounds, QUARTILE))
+    low, high = np.percentile(quantile(rounds[draws], trust[draws], QUARTILE), [5, 95])
+    latency = float(quantile(rounds, trust, QUARTILE))
     cold = [block["cold_ms"]["min"] / s for block, s in zip(blocks, slow, strict=True) if block.get("cold_ms")]
     return Statistic(
         latency_ms=latency,
@@ -128,6 +136,21 @@ def statistic(blocks: Sequence[Mapping[str, Any]], slowdowns: npt.ArrayLike | No
     )
 
 
+def quantile(values: Floats, weights: Floats, share: float) -> Floats:
+    """The least value that, with all below it, has this share of the weight, [...]: the inverse of the distribution.
+
+    Args:
+        values: [..., n].
+        weights: of each, positive, [..., n].
+        share: from 0 to 1.
+    """
+    order = np.argsort(values, axis=-1)
+    below = np.cumsum(np.take_along_axis(weights, order, axis=-1), axis=-1)
+    first = np.argmax(below >= share * below[..., -1:], axis=-1)
+    chosen = np.take_along_axis(order, first[..., None], axis=-1)
+    return np.asarray(np.take_along_axis(values, chosen, axis=-1)[..., 0])
+
+
 def ratio_interval(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
 ) -> tuple[float, float, float]:
@@ -139,8 +162,8 @@ def ratio_interval(
     a = np.array([block_latency_ms(block) for block in ours])
     b = np.array([block_latency_ms(block) for block in theirs])
     draws = np.random.default_rng(0).integers(0, len(a), (1000, len(a)))
-    over, under = (np.percentile(times[draws], QUARTILE, axis=1) for times in (a, b))
+    over, under = (np.quantile(times[draws], QUARTILE, axis=1) for times in (a, b))
     low, high = np.percentile(over / under, [2.5, 97.5])
     paired = np.percentile(a / b, [10, 90])
-    ratio = float(np.percentile(a, QUARTILE) / np.percentile(b, QUARTILE))
+    ratio = float(np.quantile(a, QUARTILE) / np.quantile(b, QUARTILE))
     return ratio, float(min(low, paired[0])), float(max(high, paired[1]))

@@ -184,19 +184,19 @@ def test_a_run_that_goes_on_in_more_rounds_says_so(tmp_path):
 
 
 class SteppingWorker:
-    """Large models take the same each time; small ones are slow in their first three blocks. Dies after some."""
+    """Large models take the same each time; small ones are slow in their first blocks. Dies after some."""
 
     hello = {"package": "fake", "version": "1", "worker": 1}
 
-    def __init__(self, counts, stop_after=100):
-        self.counts, self.stop_after = counts, stop_after
+    def __init__(self, counts, stop_after=100, slow=3):
+        self.counts, self.stop_after, self.slow = counts, stop_after, slow
 
     def block(self, path, settings):
         if sum(self.counts.values()) == self.stop_after:
             raise KeyboardInterrupt
         small = Path(path).stat().st_size < 1 << 16
         self.counts[small] = self.counts.get(small, 0) + 1
-        ms = 0.5 + 0.1 * self.counts[small] if small and self.counts[small] <= 3 else 0.5
+        ms = 0.5 + 0.1 * self.counts[small] if small and self.counts[small] <= self.slow else 0.5
         summary = {"min": ms, "deciles": [ms] * 9, "median": ms}
         return {"id": 0, "status": "ok", "count": 3, "repeats": 1, "wall_ms": summary, "cpu_ms": None, "cold_ms": None}
 
@@ -251,8 +251,8 @@ def test_what_stays_unstable_is_given_up_and_a_killed_run_goes_on_with_it(tmp_pa
     path, counts = tmp_path / "j.jsonl", {}
     run = partial(profile, [STEADY, STEPPING], runtime="litert", journal=path, protocol=Protocol(extra_rounds=2))
     with pytest.raises(KeyboardInterrupt):
-        run(start_worker=lambda: SteppingWorker(counts, stop_after=11))
+        run(start_worker=lambda: SteppingWorker(counts, stop_after=11, slow=4))
     assert len(Journal.load(path).blocks[STEPPING.key]) == 6
-    journal = run(start_worker=lambda: SteppingWorker(counts))
+    journal = run(start_worker=lambda: SteppingWorker(counts, slow=4))
     assert [block["round"] for block in journal.blocks[STEPPING.key]] == list(range(7))
     assert journal.statistic(STEPPING.key).unstable

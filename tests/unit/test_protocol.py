@@ -3,7 +3,7 @@ import pytest
 
 from latency_lab.profiling import Protocol, ratio_interval, statistic
 from latency_lab.profiling.drift import slowdowns
-from latency_lab.profiling.protocol import block_latency_ms
+from latency_lab.profiling.protocol import block_latency_ms, quantile
 
 
 def block(wall, cpu=None, round_=0, cold=None):
@@ -34,6 +34,22 @@ def test_latency_is_the_lower_quartile_over_rounds_and_the_median_is_of_medians(
     assert statistic([block(2.0)]).latency_ms == 2.0
 
 
+def test_a_round_of_a_slow_moment_counts_little():
+    corrected_too_far = statistic([block(t) for t in (1.3, 1.04, 1.05, 1.06, 1.07)], [1.4, 1.0, 1.0, 1.0, 1.0])
+    assert corrected_too_far.latency_ms == 1.04  # and not 1.3 / 1.4
+    assert not corrected_too_far.unstable
+    all_slow = statistic([block(t) for t in (1.4, 1.41, 1.42, 1.43, 1.44)], [1.4] * 5)
+    assert all_slow.latency_ms == pytest.approx(1.41 / 1.4)
+
+
+def test_quantile_is_numpy_s_inverse_of_the_weighted_distribution():
+    rng = np.random.default_rng(0)
+    values, weights = rng.random((50, 7)), rng.random((50, 7)) + 0.01
+    for share in (0.0, 0.25, 0.5, 1.0):
+        expected = np.quantile(values, share, axis=1, weights=weights, method="inverted_cdf")
+        np.testing.assert_array_equal(quantile(values, weights, share), expected)
+
+
 def test_a_wide_interval_is_unstable_and_a_narrow_one_is_not():
     assert statistic([block(t) for t in (1.0, 1.5, 2.0, 3.0, 4.0)]).unstable
     assert not statistic([block(t) for t in (1.0, 1.01, 1.02, 1.03, 1.2)]).unstable
@@ -57,7 +73,7 @@ def test_ratio_of_equal_models_includes_one_and_of_different_ones_does_not():
 
 
 def test_a_round_that_is_next_to_nothing_is_left_out():
-    assert statistic([block(t) for t in (2.0, 2.2, 0.01, 2.2, 3.0)]).latency_ms == pytest.approx(2.15)
+    assert statistic([block(t) for t in (2.0, 2.2, 0.01, 2.2, 3.0)]).latency_ms == 2.0
     assert statistic([block(t) for t in (2.0, 2.2, 0.6, 2.4, 3.0)]).latency_ms == 2.0
 
 
@@ -73,7 +89,7 @@ def test_what_all_operations_of_a_moment_have_in_common_is_the_machine_s():
     for moment in moments:
         order = rng.permutation(120)
         noise = np.exp(0.02 * np.abs(rng.standard_normal(120)))
-        noise[:10] *= 3.0  # disturbed, each on its own
+        noise[rng.permutation(120)[:10]] *= 3.0  # disturbed, each on its own
         names += [f"op {i}" for i in order]
         times += list(true[order] * moment * noise)
         slow += [moment] * 120
@@ -93,7 +109,7 @@ def test_each_board_has_moments_of_its_own():
     assert found.tolist() == pytest.approx([1.0, 1.3] * 240)
 
 
-@pytest.mark.parametrize("count", [0, 1, 59])
+@pytest.mark.parametrize("count", [0, 1, 39])
 def test_too_few_blocks_tell_nothing_of_the_machine(count):
     assert slowdowns(["a"] * count, [""] * count, np.linspace(1.0, 2.0, count)).tolist() == [1.0] * count
 
