@@ -223,6 +223,9 @@ def _files(
 class Networks:
     """Whole networks, measured between the blocks of the profile, so that both see the machine in the same states.
 
+    As operations are, those that are unstable after the rounds that all have are measured in more: one round beside
+    each that the operations have more.
+
     Args:
         found: (entry, file) of each.
         start: starts a worker.
@@ -246,26 +249,27 @@ class Networks:
         self._protocol = protocol or Protocol()
         self.blocks: dict[str, list[dict[str, Any]]] = {}
         self.seconds = 0.0
-        self._passes, self._shares = 0, shares
+        self._shares = list(shares)
         self._start = start
         self._worker: Worker | None = None
+        self._process = -1
+        self._paths = {entry["name"]: path for entry, path in found}
         for line in journal.read_text().splitlines() if journal.exists() else []:
             block = json.loads(line)
             self.blocks.setdefault(block["name"], []).append(block)
         self._file = journal.open("a")
-        self._waiting = []
+        self._waiting: list[tuple[str, int]] = []
         for round_ in range(self._protocol.rounds):
-            left = [(e, p) for e, p in found if all(b["round"] != round_ for b in self.blocks.get(e["name"], []))]
-            random.Random(round_).shuffle(left)
-            self._waiting += [(entry["name"], path, round_) for entry, path in left]
-        self._all = len(self._waiting)
+            self._add(round_, [n for n in self._paths if all(b["round"] != round_ for b in self.blocks.get(n, []))])
+        self._total = self._begun = 0
+        self._left, self._due = len(self._waiting), 0.0
 
     def between(self, progress: Progress) -> None:
-        """Called after each block of the profile: measures the networks that are due. A pass has its own share."""
-        self._passes += progress.done == 1
-        before, now = self._shares[: self._passes - 1], self._shares[self._passes - 1]
-        due = self._all * (sum(before) + now * progress.done / progress.total)
-        while self._waiting and self._all - len(self._waiting) < due:
+        """Called after each block of the profile: measures the networks that are due."""
+        if progress.done == 1 or progress.total != self._total:
+            self._begin(progress)
+        share = (progress.done - self._begun) / (progress.total - self._begun)
+        while self._waiting and self._left - len(self._waiting) < share * self._due:
             self._one()
 
     def finish(self) -> None:
@@ -280,27 +284,52 @@ class Networks:
             self._worker.close()
         self._file.close()
 
+    def _begin(self, progress: Progress) -> None:
+        """Rounds of the profile begin: a pass, with its share of what waits, or one more of what is unstable."""
+        self._total, self._begun = progress.total, progress.done - 1
+        share = 1.0
+        if self._shares:
+            share = self._shares[0] / sum(self._shares)
+            del self._shares[0]
+        elif not self._waiting:
+            unstable = [name for name in self._paths if self._unstable(name)]
+            for round_ in sorted({len(self.blocks[name]) for name in unstable}):
+                self._add(round_, [name for name in unstable if len(self.blocks[name]) == round_])
+        self._left = len(self._waiting)
+        self._due = share * self._left
+
+    def _unstable(self, name: str) -> bool:
+        """Whether a network may have a round more, and needs it for all that its own times say."""
+        blocks, most = self.blocks.get(name, []), self._protocol.rounds + self._protocol.extra_rounds
+        good = len(blocks) < most and all(block["status"] == "ok" for block in blocks)
+        return good and statistic(blocks).unstable
+
+    def _add(self, round_: int, names: list[str]) -> None:
+        """Lets these networks wait for this round, in an order of its own."""
+        random.Random(round_).shuffle(names)
+        self._waiting += [(name, round_) for name in names]
+
     def _one(self) -> None:
         began = time.monotonic()
-        name, path, round_ = self._waiting.pop(0)
-        settings = self._protocol.settings(whole=True)
-        if self._worker is None or self._all - len(self._waiting) == self._all // 2:
-            self._restart()
+        name, round_ = self._waiting.pop(0)
+        if self._worker is None or self._process != self._protocol.process(round_):
+            self._restart(self._protocol.process(round_))
+        assert self._worker is not None
         try:
-            block = self._worker.block(str(path), settings)
+            block = self._worker.block(str(self._paths[name]), self._protocol.settings(whole=True))
         except WorkerDiedError as error:
             block = {"status": "failed", "reason": str(error)}
-            self._restart()
+            self._restart(self._process)
         line = {**block, "name": name, "round": round_, "time": round(time.time(), 2)}
         self.blocks.setdefault(name, []).append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         self.seconds += time.monotonic() - began
 
-    def _restart(self) -> None:
+    def _restart(self, process: int) -> None:
         if self._worker is not None:
             self._worker.close()
-        self._worker = self._start()
+        self._worker, self._process = self._start(), process
 
 
 def measured(blocks: Sequence[dict[str, Any]], book: Journal) -> Statistic:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,20 +104,6 @@ def fewest(errors: Mapping[float, Floats]) -> float:
     best = min(mean, key=lambda size: mean[size])
     most = mean[best] + float(np.abs(errors[best]).std()) / np.sqrt(len(errors[best]))
     return min(size for size in mean if mean[size] <= most)
-
-
-def closest_cache(identity: Mapping[str, Any]) -> float | None:
-    """Size of the cache closest to the core that may keep a lone kernel's weights, bytes: not the first level's.
-
-    Args:
-        identity: what a device says of itself.
-
-    Returns:
-        None where it does not say.
-    """
-    sizes = identity.get("cache_bytes") or {}
-    beyond_first = [float(size) for level, size in sizes.items() if level != "L1"]
-    return min(beyond_first or map(float, sizes.values()), default=None)
 
 
 def kernels_of(network: Network, profile: DeviceProfile) -> tuple[Kernel, ...]:

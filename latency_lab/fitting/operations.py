@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from latency_lab.errors import MissingRuntimeError
-from latency_lab.fitting.network import closest_cache, conformal_quantile
+from latency_lab.fitting.network import conformal_quantile
 from latency_lab.fitting.points import Measured, tables_of
 from latency_lab.fitting.predictors import fit_predictor
 from latency_lab.fitting.steps import block_of_kind, find_steps, quanta_of_kind
@@ -134,6 +135,20 @@ def roofline_of(measured: Sequence[Measured]) -> Roofline:
     light = [m for m in measured if m.op.kind == "add"] or [m for m in measured if not m.op.macs] or list(measured)
     bandwidth = max(1e-6 * m.op.traffic_bytes / m.point.latency_ms for m in light)
     return Roofline(peak_gflops=float(peak), bandwidth_gb_s=float(bandwidth))
+
+
+def closest_cache(identity: Mapping[str, Any]) -> float | None:
+    """Size of the cache closest to the core that may keep a lone kernel's weights, bytes: not the first level's.
+
+    Args:
+        identity: what a device says of itself.
+
+    Returns:
+        None where it does not say.
+    """
+    sizes = identity.get("cache_bytes") or {}
+    beyond_first = [float(size) for level, size in sizes.items() if level != "L1"]
+    return min(beyond_first or map(float, sizes.values()), default=None)
 
 
 def _with_ops(profile: DeviceProfile, measured: Sequence[Measured]) -> DeviceProfile:

@@ -168,6 +168,32 @@ def test_two_passes_have_a_share_each(devices, tmp_path):
     networks.finish()
 
 
+class Stepping(StandIn):
+    """A worker whose runs of one file take longer and longer, up to a point, and of the others always the same."""
+
+    def block(self, path, settings):
+        self.asked.append(path)
+        return block(min(1.0 + 0.2 * self.asked.count(path), 2.2) if path == "a" else 1.0)
+
+
+def test_unstable_networks_have_a_round_more_beside_each_that_operations_have(devices, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+    found, worker = [({"name": n}, Path(n)) for n in "abc"], Stepping()
+    networks = benchmark.Networks(found, lambda: worker, tmp_path / "n.jsonl", (1.0,))
+    rounds = Protocol().rounds
+    for done in range(1, 11):
+        networks.between(Progress(done, 10, 0.0, 0.0))
+    assert worker.asked.count("a") == worker.asked.count("b") == rounds
+    networks.between(Progress(11, 14, 0.0, 0.0))  # operations have a round more ...
+    for done in range(12, 15):
+        networks.between(Progress(done, 14, 0.0, 0.0))
+    assert worker.asked.count("a") == rounds + 1
+    networks.between(Progress(15, 15, 0.0, 0.0))  # ... and another
+    assert (worker.asked.count("a"), worker.asked.count("b")) == (rounds + 2, rounds)
+    networks.finish()
+    assert [b["round"] for b in networks.blocks["a"]] == list(range(rounds + 2))
+
+
 def test_own_kernels_are_added_to_what_the_general_profile_measured(devices, monkeypatch, tmp_path):
     benchmark = sys.modules["benchmark_accuracy"]
     network = chain([20, 40, 24])

@@ -8,14 +8,8 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import (
-    CACHED_BYTES,
-    closest_cache,
-    conformal_quantile,
-    fewest,
-    leave_one_out,
-    told_apart,
-)
+from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, fewest, leave_one_out, told_apart
+from latency_lab.fitting.operations import closest_cache
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
 from latency_lab.plan.general import CALL
