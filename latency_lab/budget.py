@@ -72,7 +72,7 @@ def fit(cost: Cost, openness: npt.ArrayLike, target: float, lowest: npt.ArrayLik
             best, most, over = snapped, spent, 0
         if over == GIVE_UP:
             break
-    return _fill(cost, best, target, lowest)
+    return fill(cost, best, target, lowest)
 
 
 def limit(cost: Cost, target: float | None, target_ms: float | None) -> float:
@@ -165,6 +165,30 @@ def snap(cost: Cost, widths: npt.ArrayLike, lowest: npt.ArrayLike = 1) -> Ints:
     return found
 
 
+def fill(cost: Cost, widths: Ints, target: float, lowest: Ints) -> Ints:
+    """Widths with what a coarse staircase left of the budget spent on one group after another.
+
+    Args:
+        cost: read at whole widths.
+        widths: that cost at most the target, [groups].
+        target: in the cost's unit.
+        lowest: channels of each group that have to stay, [groups].
+
+    Returns:
+        [groups].
+    """
+    found, spent = widths.copy(), cost.at(widths)
+    for _ in range(FILLS):
+        if spent >= NEARLY * target:
+            return found
+        affordable = [move for move in _wider(cost, found) if move[0] <= target]
+        most = max((value for value, _ in affordable), default=spent)
+        if most <= spent:
+            break
+        spent, found = max((m for m in affordable if m[0] == most), key=lambda move: int(move[1].sum()))
+    return found if spent >= NEARLY * target else _trade(cost, found, target, lowest)
+
+
 def _least(widths: Ints, lowest: npt.ArrayLike) -> Ints:
     """The fewest channels of each group that a few channels less may leave: one of those that are open."""
     return np.asarray(np.maximum(np.minimum(widths, 1), lowest), np.int64)
@@ -206,20 +230,6 @@ def widths_above(cost: Cost, openness: npt.ArrayLike, threshold: float, lowest: 
     """Channels of each group with an openness above a threshold, [groups], at least `lowest`."""
     opened = np.concatenate([[0], np.cumsum(np.asarray(openness) > threshold)])
     return np.asarray(np.maximum(np.diff(opened[cost.graph.offsets]), lowest), np.int64)
-
-
-def _fill(cost: Cost, widths: Ints, target: float, lowest: Ints) -> Ints:
-    """Widths with what a coarse staircase left of the budget spent on one group after another."""
-    found, spent = widths.copy(), cost.at(widths)
-    for _ in range(FILLS):
-        if spent >= NEARLY * target:
-            return found
-        affordable = [move for move in _wider(cost, found) if move[0] <= target]
-        most = max((value for value, _ in affordable), default=spent)
-        if most <= spent:
-            break
-        spent, found = max((m for m in affordable if m[0] == most), key=lambda move: int(move[1].sum()))
-    return found if spent >= NEARLY * target else _trade(cost, found, target, lowest)
 
 
 def _wider(cost: Cost, widths: Ints) -> list[tuple[float, Ints]]:

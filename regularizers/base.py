@@ -20,11 +20,16 @@ from latency_lab.cost.formula import Formula
 from latency_lab.errors import StructureError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.graph.keras_walk import before_last, copy_layer, copy_weights, fresh_inputs, rebuild, wiring
+from latency_lab.knapsack import best_widths
 from latency_lab.structure import Structure
 from regularizers.control import BudgetCallback, BudgetControl, SteeredPenalty
 from regularizers.monitor import OpennessHistograms, StructureLog
 
 LOGGER = logging.getLogger(__name__)
+
+FAR = 1.1
+"""Times the budget. Training that ends further from it has not said which channels go; a threshold takes the least
+open, whatever they cost: whole groups for next to nothing."""
 
 
 class Regularizer(ABC):
@@ -229,20 +234,43 @@ class Regularizer(ABC):
     def structure(self) -> Structure:
         """What training found, snapped to the device's steps.
 
-        Under a budget: the lowest threshold on openness, one for all groups, with which the structure meets it. At a
-        constant strength: the open channels.
+        Under a budget: the lowest threshold on openness, one for all groups, with which the structure meets it; where
+        the open channels cost far more than it (`FAR`), those that are worth most within it (`_within`). At a constant
+        strength: the open channels.
 
         Raises:
             BudgetError: the budget cannot be reached.
         """
         openness = self.openness()
         if self.budget is not None:
-            widths = budget.fit(self.cost, openness, self.budget, self.lowest)
+            widths = self._within(openness, self.budget)
         else:
             lowest = budget.widths_above(self.cost, openness, np.finfo(float).max, self.lowest)
             widths = budget.snap(self.cost, self.widths(), lowest)
         mask = budget.mask_of(self.cost, openness, widths)
         return Structure.from_mask(self.cost.graph, mask, self._provenance(widths))
+
+    def _within(self, openness: npt.NDArray[np.float64], most: float) -> npt.NDArray[np.int64]:
+        """Widths that cost at most this, [groups], by the openness of channels, [slots].
+
+        Near it, by one threshold; far from it, by a knapsack of the channels that training left open:
+
+            maximise  sum_g sum_{k <= width_g} openness_gk * size_g / k      openness_g1 >= openness_g2 >= ...
+
+        The k-th most open channel of a group is worth 1/k: by openness alone a group whose channels cost much would be
+        closed down to its last one.
+        """
+        graph = self.cost.graph
+        if self.cost.at(self.widths(openness)) <= FAR * most:
+            return budget.fit(self.cost, openness, most, self.lowest)
+        lowest = budget.widths_above(self.cost, openness, np.finfo(float).max, self.lowest)
+        budget.check_reachable(self.cost, most, lowest)
+        open_ = np.isfinite(openness) & (openness > self.threshold)  # those without end are among the lowest
+        worth = np.where(open_, openness, 0.0)
+        for group, start in zip(graph.groups, graph.offsets, strict=False):
+            order = start + np.argsort(-worth[start : start + group.size], kind="stable")
+            worth[order] *= group.size / np.arange(1, group.size + 1)
+        return budget.fill(self.cost, best_widths(self.cost, worth, most, lowest), most, lowest)
 
     def history(self) -> list[dict[str, Any]]:
         """What the last training went through, a dict a reading, as JSON values.

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from latency_lab.budget import fit
 from latency_lab.cost import ActivationMemoryCost, FlopsCost, LatencyCost, ParamsCost, linearised_loss, worst_of
 from latency_lab.errors import BudgetError, StructureError, UnsupportedModelError, UsageError
 from latency_lab.gates import masked
@@ -442,6 +443,28 @@ def test_a_budget_is_met_and_logged(regularizer, digits) -> None:
     json.dumps(structure.to_json())
     slim, wide = shrink(gated, structure), masked(gated, structure)
     assert np.array(slim(images[:8])) == pytest.approx(np.array(wide(images[:8])), abs=1e-4)
+
+
+def test_where_training_ends_far_from_its_budget_channels_are_weighed_against_what_they_cost() -> None:
+    image = keras.Input((8, 8, 1))
+    dear, cheap = (
+        layers.GlobalAveragePooling2D()(layers.BatchNormalization()(layers.Conv2D(16, 3, stride, "same")(image)))
+        for stride in (1, 2)
+    )
+    model = keras.Model(image, layers.Dense(4)(layers.Concatenate()([dear, cheap])))
+    cost = flops(model)  # a channel of the first group costs 3.6 times one of the second
+    learner = Gamma(cost, target=0.5)
+    learner.attach(model)
+    openness = np.repeat([0.9, 0.8], 16)
+    learner.openness = lambda: openness
+    assert fit(cost, openness, 0.5 * cost.at()).tolist()[1] <= 4
+    found = learner.structure()
+    widths = found.widths(cost.graph)
+    assert widths[1] >= 10
+    assert widths[0] >= 5
+    assert 0.97 * 0.5 * cost.at() <= cost.at(widths) <= 0.5 * cost.at()
+    openness[6:16] = learner.threshold / 2  # training closed these, and came near
+    assert learner.structure().widths(cost.graph).tolist() == fit(cost, openness, 0.5 * cost.at()).tolist()
 
 
 def test_logistic_sigmoid_holds_its_budget_by_itself(digits) -> None:
