@@ -11,11 +11,10 @@ reading:
 and below 1 ms of the wall minimum alone. The slowdown is the machine's at that moment (`drift`), where a journal has
 enough blocks to tell: what was measured at a third less than its good speed is less certain, however it is corrected,
 since the machine does not slow all alike, nor for a whole moment. Of five rounds at one speed the lower quartile is the
-second lowest: what was seen once may
-be luck, and a minimum falls with the number of rounds, which is not the same for all. A run that is longer than a
-scheduler slice may never go through without being preempted, which thread CPU time does not count. Rounds below a
-quarter of their median are left out: of a short kernel, whose time is a span less the profiler's own part, a bad
-estimate of that part leaves next to nothing.
+second lowest: what was seen once may be luck, and a minimum falls with the number of rounds, which is not the same for
+all. A run that is longer than a scheduler slice may never go through without being preempted, which thread CPU time
+does not count. Rounds below a quarter of their median are left out: of a short kernel, whose time is a span less the
+profiler's own part, a bad estimate of that part leaves next to nothing.
 """
 
 from __future__ import annotations
