@@ -243,5 +243,6 @@ def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
     if profile.kind == "analytic" or not network.c_ms_per_byte:
         return None
     weights = Polynomial.of(ops, lambda op: network.price(op) * op.weight_bytes)
-    most = numpy.array([network.price(op) * most_warm(op, network.alone_bytes) for op in ops])
-    return Excess(weights, network.c_ms_per_byte, network.cached_bytes, most)
+    bounds = [most_warm(op, network.alone_bytes) for op in ops]
+    most = [b if numpy.isinf(b) else network.price(op) * b for op, b in zip(ops, bounds, strict=True)]  # no 0 * inf
+    return Excess(weights, network.c_ms_per_byte, network.cached_bytes, numpy.array(most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -41,6 +42,15 @@ def costs() -> dict[str, Cost]:
 
 
 NAMES = tuple(costs())
+
+
+def test_weights_at_one_position_may_cost_nothing() -> None:
+    graph = residual_net()
+    dense = OpConfig("dense", in_channels=32, out_channels=10)
+    graph.add("head", dense, (len(graph.nodes) - 1,), {0: 1}, {})
+    free = LatencyCost(graph, StepProfile(dataclasses.replace(CORRECTION, alone_bytes=None, once=0.0)))
+    assert np.isfinite(free.value(None))
+    assert np.isfinite(free.gradient(free.graph.full_widths)).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
