@@ -50,7 +50,8 @@ class Regularizer(ABC):
             paid=flops)`.
 
     Raises:
-        UsageError: not exactly one of strength, target and target_ms; "auto" may stand beside a target.
+        UsageError: not exactly one of strength, target and target_ms ("auto" may stand beside a target); or the price
+            is no finite number, of which one step would make all weights NaN.
         StructureError: `paid` is bound to another graph.
         BudgetError: the budget cannot be reached.
     """
@@ -83,6 +84,7 @@ class Regularizer(ABC):
                 f"`paid` was made for another model: it has the graph {self.paid.graph.digest}, and `cost` has "
                 f"{cost.graph.digest}. Bind both to one ChannelGraph."
             )
+        _check_finite(self.paid)
         self.initial = cost.at()
         self.every = every
         self.vanishing = [g for g, group in enumerate(cost.graph.groups) if depth and group.can_vanish]
@@ -240,8 +242,15 @@ class Regularizer(ABC):
 
         Raises:
             BudgetError: the budget cannot be reached.
+            UsageError: training diverged: how open a channel is has become NaN.
         """
         openness = self.openness()
+        if undefined := int(np.isnan(openness).sum()):
+            raise UsageError(
+                f"Training diverged: the openness of {undefined} of {len(openness)} channels is NaN in model "
+                f"{self._model.name!r}, which has no structure to read. Train anew from the last good weights, at a "
+                "lower learning rate, or with gradients clipped (clipnorm=)."
+            )
         if self.budget is not None:
             widths = self._within(openness, self.budget)
         else:
@@ -399,6 +408,19 @@ class Regularizer(ABC):
         if self.paid is not self.cost:
             found["paid_unit"] = self.paid.unit
         return found if profile is None else {**found, "profile": profile.name, "profile_digest": profile.digest}
+
+
+def _check_finite(paid: Cost) -> None:
+    """Refuses a cost that has no finite value or slope at all channels or at half of them."""
+    for share in (1.0, 0.5):
+        widths = np.maximum(share * np.asarray(paid.graph.full_widths, float), 1.0)
+        value, slopes = paid.formula.value_and_gradient(widths, np)
+        if not (np.isfinite(value) and np.isfinite(slopes).all()):
+            raise UsageError(
+                f"The cost in {paid.unit} is {value} at {share:g} of all channels, and its slopes "
+                f"{np.array2string(np.asarray(slopes), threshold=4)}. Expected finite numbers: look for a factor or a "
+                "figure of the profile that is infinite or NaN."
+            )
 
 
 def same_price(one: Formula, other: Formula, full: npt.NDArray[np.float64]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,9 @@ def main() -> None:
     path.write_text(json.dumps(report, indent=1) + "\n")
     print("\n" + summary(models, args.regularizer, images.name))
     say(f"wrote {path}")
+    lost = [entry["name"] for entry in models if entry["slim"]["accuracy"] < entry["seed"]["accuracy"] / 2]
+    if lost:
+        sys.exit(f"Narrowed, {' and '.join(lost)} classify less than half as many images right as before.")
 
 
 def profile(runtime: str, seeds: Mapping[str, Any], args: argparse.Namespace) -> ll.DeviceProfile:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from latency_lab.cost import FlopsCost
-from latency_lab.errors import BudgetError
+from latency_lab.errors import BudgetError, UsageError
 from latency_lab.graph import ChannelGraph
 from latency_lab.structure import Structure
 from regularizers import BudgetControl, Gamma, LogisticSigmoid
@@ -224,6 +224,24 @@ def test_a_collapse_is_logged_warned_of_once_and_in_the_structure(caplog) -> Non
     ]
     assert history["collapsed"] == [1, 1, 1]
     assert learner.structure().provenance["collapsed"] == ["b"]
+
+
+def test_a_training_that_diverged_has_no_structure() -> None:
+    model = network()
+    learner = LogisticSigmoid(flops(model), target=0.5)
+    gated = learner.attach(model)
+    raw = np.zeros(104)
+    raw[3] = np.nan
+    gated.get_layer("gates").raw.assign(raw)
+    with pytest.raises(UsageError, match="Training diverged: the openness of 1 of 104 channels is NaN"):
+        learner.structure()
+
+
+def test_a_price_that_is_no_finite_number_is_refused() -> None:
+    cost = flops(network())
+    for factor in (np.nan, np.inf):
+        with pytest.raises(UsageError, match="The cost in .* FLOPs is (nan|inf) at 1 of all channels"):
+            LogisticSigmoid(cost, target=0.5, paid=factor * cost)
 
 
 def test_a_budget_that_cannot_be_reached_is_refused_with_one_that_can() -> None:
