@@ -131,7 +131,7 @@ def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
                 threads=THREADS,
                 journal=folder / "profile.journal.jsonl",
                 protocol=protocol,
-                on=where,
+                start_worker=networks.start_worker,
                 on_progress=networks.between,
             )
         networks.finish()

@@ -18,7 +18,6 @@ from latency_lab.cost.roofline import roofline_terms
 from latency_lab.cost.terms import Polynomial, Terms, Values
 from latency_lab.errors import OutOfBoundsError, UsageError
 from latency_lab.ops import OpConfig
-from latency_lab.profiles.correction import most_warm
 from latency_lab.profiles.fusions import INPUT_TRANSPOSE, Kernel, as_run, fuse
 from latency_lab.profiles.layout import with_reorders
 
@@ -243,6 +242,6 @@ def _memory(ops: Sequence[OpConfig], profile: DeviceProfile) -> Excess | None:
     if profile.kind == "analytic" or not network.c_ms_per_byte:
         return None
     weights = Polynomial.of(ops, lambda op: network.price(op) * op.weight_bytes)
-    bounds = [most_warm(op, network.alone_bytes) for op in ops]
+    bounds = [network.most_warm(op) for op in ops]
     most = [b if numpy.isinf(b) else network.price(op) * b for op, b in zip(ops, bounds, strict=True)]  # no 0 * inf
     return Excess(weights, network.c_ms_per_byte, network.cached_bytes, numpy.array(most))

@@ -3,12 +3,13 @@
     argmin over a of each group, once, cold_share, b, c of
     sum rho((sum_g a_g * (hot_g + cold_share * (cold_g - hot_g)) + b * kernels + c * beyond) / measured - 1)
 
-    beyond = max(0, bytes at many positions + once * bytes at one - cached)
+    beyond = max(0, bytes at many positions, hot at most of each kernel + once * bytes at one - cached)
 
 within bounds that physics allows (b takes off no more than a call of the cheapest kernels can have cost), rho the soft
-absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a cache keeps are
-those of a few sizes that leave the networks closest to fits that have not seen them: the fewest that do, but for what
-may be chance. It states how far each network is from a fit that has not seen it.
+absolute value: a network that was measured in a bad moment pulls little. How many bytes of weights a lone kernel finds
+close by, and how many of all a cache keeps, are those of a few sizes that leave the networks closest to fits that have
+not seen them; of the latter the fewest that do, but for what may be chance. It states how far each network is from a
+fit that has not seen it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ CHEAP = 0.05
 CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
 CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6, 48e6, 64e6, 96e6)
+HOT_BYTES = (None, 4e6, 2e6, 1e6, 0.5e6)
 LEAST_NETWORKS = 4
 
 
@@ -56,13 +58,16 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
     keys = [key for key, task in journal.tasks.items() if task.role == "network" and key in journal.blocks]
     if len(keys) < LEAST_NETWORKS:
         return dataclasses.replace(profile.network, half_width=0.5)
-    hot = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=0.0))
+    bare = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=0.0))
     cold = dataclasses.replace(profile, network=dataclasses.replace(profile.network, cold_share=1.0))
     networks = [[kernel.op for kernel in kernels_of(journal.tasks[key].network, profile)] for key in keys]
     latency = np.array([journal.statistic(key).latency_ms for key in keys])
-    hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (hot, cold))
-    terms = np.array([_features(*each) for each in zip(networks, hot_ms, cold_ms, strict=True)])
+    hot_ms, cold_ms = ([_times(ops, lone) for ops in networks] for lone in (bare, cold))
     least_b = -(1 - LEAST) * float(np.quantile(np.concatenate(hot_ms), CHEAP))
+    known = list(zip(networks, hot_ms, cold_ms, strict=True))
+    choices = {hot: np.array([_features(*each, hot) for each in known]) for hot in HOT_BYTES}
+    hot = closest(choices, latency, least_b)
+    terms = choices[hot]
     sizes = told_apart(terms[:, -2:].sum(axis=1))
     tried = {kept: leave_one_out(terms, latency, least_b, kept) for kept in sizes}
     kept = fewest(tried)
@@ -77,7 +82,19 @@ def fit_network(profile: DeviceProfile, journal: Journal) -> NetworkCorrection:
         half_width=conformal_quantile(np.abs(residuals), 0.9),
         cached_bytes=kept,
         once=round(once, 6),
+        hot_bytes=hot,
     )
+
+
+def closest(choices: Mapping[float | None, Floats], latency_ms: Floats, least_b: float) -> float | None:
+    """The size that leaves networks closest to fits that have not seen them, no weights being kept for the next run.
+
+    Args:
+        choices: size -> terms of each network, as of `leave_one_out`, [n, 2 * groups + 3].
+        latency_ms, least_b: as of `leave_one_out`.
+    """
+    far = {size: np.abs(leave_one_out(terms, latency_ms, least_b, 0.0)).mean() for size, terms in choices.items()}
+    return min(far, key=lambda size: far[size])
 
 
 def told_apart(warm_bytes: Floats) -> list[float]:
@@ -120,12 +137,17 @@ def conformal_quantile(errors: npt.ArrayLike, level: float) -> float:
     return float(ordered[min(len(ordered), int(np.ceil((len(ordered) + 1) * level))) - 1])
 
 
-def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats) -> list[float]:
-    """[hot times of each group, cold - hot of each group, number of kernels, bytes at many positions and at one]."""
+def _features(ops: Sequence[OpConfig], hot_ms: Floats, cold_ms: Floats, hot_bytes: float | None) -> list[float]:
+    """[hot times of each group, cold - hot of each group, number of kernels, bytes at many positions and at one].
+
+    Those at many positions are `hot_bytes` at most, of each kernel.
+    """
+    most = np.inf if hot_bytes is None else hot_bytes
     groups = np.array([group_of(op) for op in ops])
     sums = [float(ms[groups == g].sum()) for ms in (hot_ms, cold_ms - hot_ms) for g in GROUPS]
-    weights = [float(sum(op.weight_bytes for op in ops if (op.output_positions == 1) == one)) for one in (False, True)]
-    return [*sums, float(len(ops)), *weights]
+    many = sum(min(op.weight_bytes, most) for op in ops if op.output_positions > 1)
+    once = sum(op.weight_bytes for op in ops if op.output_positions == 1)
+    return [*sums, float(len(ops)), float(many), float(once)]
 
 
 def _times(ops: Sequence[OpConfig], profile: DeviceProfile) -> Floats:

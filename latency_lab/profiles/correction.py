@@ -2,13 +2,14 @@
 
     latency = sum_k (a_g(k) * kernel_ms_k + b) + c * max(0, sum_k warm_k - cached)
     kernel_ms = hot_ms + cold_share * (cold_ms - hot_ms)
-    warm_k = once * min(weights_k, alone) of a kernel at one position, else weights_k
+    warm_k = once * min(weights_k, alone) of a kernel at one position, else min(weights_k, hot)
 
 A lone kernel runs again and again: its weights and inputs lie in the cache, and each run pays for a call. Inside of a
 network inputs were written by other kernels, and the call is paid once. How much of that a kernel feels depends on what
 it does, so a is a number for each group of kinds. Of the network's weights a cache keeps some bytes from one run to the
 next; the rest come from beyond it in every run. A kernel at many positions goes over its weights again and again, and
-finds them close by after the first time. One at one position (dense, squeeze-and-excite) uses each weight once, one
+finds them close by after the first time; what is more than fits there (hot) it reads from further away, alone as well.
+One at one position (dense, squeeze-and-excite) uses each weight once, one
 after the other: alone it reads at the speed of the cache that holds them, inside of a network at that of the memory, so
 that a weight has a price of its own there. All is fitted on whole networks that were measured on the device. (Profiles
 of before have no such price, and take what the cache closest to the core does not hold for paid: alone.)
@@ -59,6 +60,7 @@ class NetworkCorrection:
         cached_bytes: of all weights, what the cache keeps from one run to the next.
         alone_bytes: of the weights of a kernel at one position, what a cache keeps when it runs alone; None: all.
         once: what a weight of a kernel at one position costs, in parts of `c_ms_per_byte`.
+        hot_bytes: of the weights of a kernel at many positions, what a cache keeps when it runs alone; None: all.
     """
 
     a: Mapping[str, float] = field(default_factory=dict)
@@ -70,6 +72,7 @@ class NetworkCorrection:
     cached_bytes: float = 0.0
     alone_bytes: float | None = None
     once: float = 1.0
+    hot_bytes: float | None = None
 
     def per_kernel_ms(self, op: OpConfig, kernel_ms: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """What a kernel adds to a network, its weights apart, ms; an array of times gives an array."""
@@ -78,7 +81,20 @@ class NetworkCorrection:
 
     def warm_bytes(self, op: OpConfig) -> float:
         """Weights that a kernel found in a cache when it ran alone, in bytes at the price of c."""
-        return self.price(op) * min(float(op.weight_bytes), most_warm(op, self.alone_bytes))
+        return self.price(op) * min(float(op.weight_bytes), self.most_warm(op))
+
+    def most_warm(self, op: OpConfig) -> float:
+        """How many weights a kernel of these positions can find in a cache when it runs alone, bytes; infinity: any.
+
+        Example:
+            >>> from latency_lab.ops import OpConfig
+            >>> from latency_lab.profiles.correction import NetworkCorrection
+            >>> correction = NetworkCorrection(hot_bytes=2e6)
+            >>> [correction.most_warm(OpConfig("conv2d", height=size, width=size)) for size in (1, 7)]
+            [inf, 2000000.0]
+        """
+        most = self.alone_bytes if op.output_positions == 1 else self.hot_bytes
+        return np.inf if most is None else float(most)
 
     def price(self, op: OpConfig) -> float:
         """What a weight of a kernel of these positions costs, in parts of c."""
@@ -102,19 +118,3 @@ class NetworkCorrection:
         times = np.asarray(kernel_ms, np.float64)
         parts = [self.per_kernel_ms(op, ms) for op, ms in zip(ops, times, strict=True)]
         return float(np.sum(parts)) + self.memory_ms([self.warm_bytes(op) for op in ops])
-
-
-def most_warm(op: OpConfig, alone_bytes: float | None) -> float:
-    """How many weights a kernel of these positions can find in a cache when it runs alone, bytes; infinity: any.
-
-    Args:
-        op: the kernel, at any width.
-        alone_bytes: as in `NetworkCorrection`.
-
-    Example:
-        >>> from latency_lab.ops import OpConfig
-        >>> from latency_lab.profiles.correction import most_warm
-        >>> [most_warm(OpConfig("conv2d", height=size, width=size), 2e6) for size in (1, 7)]
-        [2000000.0, inf]
-    """
-    return float(alone_bytes) if alone_bytes is not None and op.output_positions == 1 else np.inf

@@ -89,6 +89,7 @@ def _network(profile: DeviceProfile) -> str:
     each = f"{factors}, {n.b_ms * 1e3:+.2f} us a kernel, {n.c_ms_per_byte * 1e9:+.3g} us a MB of weights "
     each += f"beyond {n.cached_bytes / 1e6:g}"
     each += "" if n.alone_bytes is None else f" ({n.alone_bytes / 1e6:g} at most of a kernel at one position)"
+    each += "" if n.hot_bytes is None else f" ({n.hot_bytes / 1e6:g} at most of a kernel at many)"
     each += "" if n.once == 1 else f" ({n.once:.3g} of that at one position)"
     return f"{each}, from {len(n.residuals)} networks"
 

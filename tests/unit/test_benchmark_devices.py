@@ -11,7 +11,7 @@ import pytest
 
 import latency_lab as ll
 from latency_lab import runtimes
-from latency_lab.profiling import Journal, Progress, Protocol, Task
+from latency_lab.profiling import Journal, Progress, Protocol, Task, WorkerDiedError
 from tests.unit.synthetic import chain, conv_tasks, network_ms, write_journal
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -130,6 +130,7 @@ def test_networks_are_measured_evenly_between_the_operations_and_go_on_where_the
     benchmark = sys.modules["benchmark_accuracy"]
     found, worker = [({"name": n}, Path(n)) for n in "ab"], StandIn()
     networks = benchmark.Networks(found, lambda: worker, tmp_path / "n.jsonl", (1.0,))
+    networks.start_worker()
     for done in range(1, 6):
         networks.between(Progress(done, 10, 0.0, 0.0))
     rounds = Protocol().rounds
@@ -142,6 +143,37 @@ def test_networks_are_measured_evenly_between_the_operations_and_go_on_where_the
     }
     assert len((tmp_path / "n.jsonl").read_text().splitlines()) == 2 * rounds
     assert json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])["round"] == 0
+
+
+class Mortal(StandIn):
+    """A worker that one file ends."""
+
+    closed = False
+
+    def block(self, path, settings):
+        if self.closed:
+            raise WorkerDiedError("it ended before")
+        if path == "b":
+            raise WorkerDiedError("out of memory")
+        return super().block(path, settings)
+
+    def close(self):
+        self.closed = True
+
+
+def test_the_profile_goes_on_with_its_worker_where_a_network_ended_the_process(devices, tmp_path):
+    benchmark = sys.modules["benchmark_accuracy"]
+    found, workers = [({"name": n}, Path(n)) for n in "ab"], []
+    networks = benchmark.Networks(found, lambda: workers.append(Mortal()) or workers[-1], tmp_path / "n.jsonl", (1.0,))
+    worker = networks.start_worker()
+    for done in range(1, 11):
+        assert worker.block(f"op {done}", {})["status"] == "ok"
+        networks.between(Progress(done, 10, 0.0, 0.0))
+    networks.close()
+    assert {b["status"] for b in networks.blocks["a"]} == {"ok"}
+    assert {b["reason"] for b in networks.blocks["b"]} == {"out of memory"}
+    assert len(workers) == 1 + len(networks.blocks["b"])
+    assert all(worker.closed for worker in workers)
 
 
 def test_a_network_s_blocks_are_read_at_the_good_speed_of_the_machine(devices, tmp_path):
@@ -160,6 +192,7 @@ def test_two_passes_have_a_share_each(devices, tmp_path):
     benchmark = sys.modules["benchmark_accuracy"]
     worker = StandIn()
     networks = benchmark.Networks([({"name": "a"}, Path("a"))], lambda: worker, tmp_path / "n.jsonl", (0.4, 0.6))
+    networks.start_worker()
     networks.between(Progress(1, 1, 0.0, 0.0))
     assert len(worker.asked) == 2
     networks.between(Progress(1, 2, 0.0, 0.0))
@@ -180,6 +213,7 @@ def test_unstable_networks_have_a_round_more_beside_each_that_operations_have(de
     benchmark = sys.modules["benchmark_accuracy"]
     found, worker = [({"name": n}, Path(n)) for n in "abc"], Stepping()
     networks = benchmark.Networks(found, lambda: worker, tmp_path / "n.jsonl", (1.0,))
+    networks.start_worker()
     rounds = Protocol().rounds
     for done in range(1, 11):
         networks.between(Progress(done, 10, 0.0, 0.0))

@@ -8,7 +8,15 @@ from latency_lab import runtimes
 from latency_lab.errors import FileFormatError, UnmeasuredError
 from latency_lab.fitting import fit_profile
 from latency_lab.fitting.fusions import find_fusions, split
-from latency_lab.fitting.network import CACHED_BYTES, conformal_quantile, fewest, leave_one_out, told_apart
+from latency_lab.fitting.network import (
+    CACHED_BYTES,
+    HOT_BYTES,
+    closest,
+    conformal_quantile,
+    fewest,
+    leave_one_out,
+    told_apart,
+)
 from latency_lab.fitting.operations import closest_cache
 from latency_lab.fitting.points import LEAST_SHARE, Measured, measured_ops
 from latency_lab.ops import Network, OpConfig
@@ -157,6 +165,8 @@ def test_weights_that_a_lone_kernel_read_from_beyond_the_cache_are_not_charged_a
     assert [plain.warm_bytes(op) for op in (small, large, many)] == [4e6, 9e6, 9e6]
     assert [cheap.warm_bytes(op) for op in (small, large, many)] == [2e6, 4.5e6, 9e6]
     assert alone.latency_ms([large, many], [1.0, 2.0]) == pytest.approx(1.0 + 2.0 + 5.0 + 9.0 - 2.0)
+    hot = NetworkCorrection(c_ms_per_byte=1e-6, hot_bytes=3e6)
+    assert [hot.warm_bytes(op) for op in (small, large, many)] == [4e6, 9e6, 3e6]
     assert list(NetworkCorrection(b_ms=-1.0).per_kernel_ms(CONV, [10.0, 0.5])) == pytest.approx([9.0, 0.05])
 
 
@@ -184,6 +194,18 @@ def test_a_fit_finds_what_weights_cost_that_are_used_once_a_run(once):
         ).max()
         > 0.02
     )
+
+
+@pytest.mark.parametrize("true", [None, 2e6, 0.5e6])
+def test_a_fit_finds_what_a_lone_kernel_finds_close_by(true):
+    rng = np.random.default_rng(0)
+    hot, kernels = rng.uniform(0.5, 3.0, (40, 4)), np.exp(rng.uniform(np.log(1e4), np.log(20e6), (40, 12)))
+    choices = {}
+    for size in HOT_BYTES:
+        many = np.minimum(kernels, np.inf if size is None else size).sum(axis=1)
+        choices[size] = np.column_stack([hot, np.zeros((40, 4)), np.full(40, 12.0), many, np.zeros(40)])
+    latency = hot.sum(axis=1) + 5e-8 * choices[true][:, -2]
+    assert closest(choices, latency, -1.0) == true
 
 
 def test_no_size_of_cache_is_tried_that_few_weights_are_beyond():
