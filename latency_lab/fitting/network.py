@@ -42,6 +42,7 @@ CLOSE = 0.02
 """Relative errors beyond this count less than their square."""
 CACHED_BYTES = (0.0, 2e6, 4e6, 6e6, 8e6, 12e6, 16e6, 24e6, 32e6, 48e6, 64e6, 96e6)
 HOT_BYTES = (None, 4e6, 2e6, 1e6, 0.5e6)
+"""All, or about what second-level caches hold."""
 LEAST_NETWORKS = 4
 
 

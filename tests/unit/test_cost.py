@@ -26,6 +26,7 @@ CORRECTION = NetworkCorrection(
     half_width=0.05,
     cached_bytes=2e3,
     alone_bytes=1e3,
+    hot_bytes=4e3,
     once=0.5,
 )
 
